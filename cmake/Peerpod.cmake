@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+# What every target of the project has in common: warnings, hardening, sanitizers, dependencies, and
+# the three functions that the folders use.
+
+set(CMAKE_C_STANDARD 11)
+set(CMAKE_C_STANDARD_REQUIRED ON)
+set(CMAKE_C_EXTENSIONS ON)
+set(CMAKE_EXPORT_COMPILE_COMMANDS ON)
+set(CMAKE_RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bin)
+set(CMAKE_POSITION_INDEPENDENT_CODE ON)
+
+set(PP_SANITIZE "" CACHE STRING "empty, 'asan' (address, undefined, leak) or 'tsan'")
+option(PP_COVERAGE "gcov instrumentation" OFF)
+
+find_package(PkgConfig REQUIRED)
+find_package(Threads REQUIRED)
+find_package(ZLIB REQUIRED)
+foreach(dep libuv libcurl json-c openssl libprotobuf-c yaml-0.1)
+  string(TOUPPER ${dep} var)
+  string(REGEX REPLACE "[^A-Z0-9]" "_" var ${var})
+  pkg_check_modules(${var} REQUIRED IMPORTED_TARGET ${dep})
+endforeach()
+
+add_library(pp_options INTERFACE)
+target_compile_definitions(pp_options INTERFACE _GNU_SOURCE PP_VERSION="${PROJECT_VERSION}")
+target_include_directories(pp_options INTERFACE ${CMAKE_SOURCE_DIR}/lib ${CMAKE_SOURCE_DIR})
+target_compile_options(pp_options INTERFACE
+  -Wall -Wextra -Werror -Wshadow -Wconversion -Wstrict-prototypes -Wformat=2 -Wmissing-prototypes
+  -Wundef -Wvla -fno-strict-aliasing -fno-common -fstack-protector-strong -g)
+target_link_options(pp_options INTERFACE -Wl,-z,relro,-z,now -Wl,-z,noexecstack -pie)
+
+if(PP_SANITIZE STREQUAL "asan")
+  target_compile_options(pp_options INTERFACE -fsanitize=address,undefined
+    -fno-sanitize-recover=all -fno-omit-frame-pointer)
+  target_link_options(pp_options INTERFACE -fsanitize=address,undefined)
+elseif(PP_SANITIZE STREQUAL "tsan")
+  target_compile_options(pp_options INTERFACE -fsanitize=thread -fno-omit-frame-pointer)
+  target_link_options(pp_options INTERFACE -fsanitize=thread)
+elseif(NOT PP_SANITIZE STREQUAL "")
+  message(FATAL_ERROR "PP_SANITIZE is '${PP_SANITIZE}'; allowed: empty, asan, tsan")
+elseif(CMAKE_BUILD_TYPE STREQUAL "Release")
+  target_compile_options(pp_options INTERFACE -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=2)
+endif()
+if(PP_COVERAGE)
+  target_compile_options(pp_options INTERFACE --coverage -O0)
+  target_link_options(pp_options INTERFACE --coverage)
+endif()
+
+# pp_library(NAME SOURCES... DEPS...): a static library of one folder.
+function(pp_library name)
+  cmake_parse_arguments(arg "" "" "SOURCES;DEPS" ${ARGN})
+  add_library(${name} STATIC ${arg_SOURCES})
+  target_link_libraries(${name} PUBLIC pp_options ${arg_DEPS})
+endfunction()
+
+# pp_program(NAME SOURCES... DEPS...): an installed program, built into bin/.
+function(pp_program name)
+  cmake_parse_arguments(arg "" "" "SOURCES;DEPS" ${ARGN})
+  add_executable(${name} ${arg_SOURCES})
+  target_link_libraries(${name} PRIVATE pp_options ${arg_DEPS})
+  install(TARGETS ${name} RUNTIME)
+endfunction()
+
+# pp_unit_test(MODULE NAME SOURCES... DEPS... [TIMEOUT s] [ARGS...]): ctest name MODULE.NAME, a
+# cmocka program.
+function(pp_unit_test module name)
+  if(NOT BUILD_TESTING)
+    return()
+  endif()
+  cmake_parse_arguments(arg "" "TIMEOUT" "SOURCES;DEPS;ARGS" ${ARGN})
+  if(NOT arg_TIMEOUT)
+    set(arg_TIMEOUT 60)
+  endif()
+  set(target test_${module}_${name})
+  add_executable(${target} ${arg_SOURCES})
+  target_include_directories(${target} PRIVATE ${CMAKE_SOURCE_DIR}/test)
+  # A test never links the project's stricter main rules: cmocka needs unused parameters.
+  target_compile_options(${target} PRIVATE -Wno-unused-parameter)
+  target_link_libraries(${target} PRIVATE pp_options ${arg_DEPS} cmocka)
+  add_test(NAME ${module}.${name} COMMAND ${target} ${arg_ARGS})
+  set_tests_properties(${module}.${name} PROPERTIES TIMEOUT ${arg_TIMEOUT})
+endfunction()
+
+# pp_fuzz_target(MODULE NAME SOURCES... DEPS... CORPUS dir): a libFuzzer target under clang; in every
+# build a program that runs the entry point over its corpus, as test MODULE.fuzz_NAME.
+function(pp_fuzz_target module name)
+  if(NOT BUILD_TESTING)
+    return()
+  endif()
+  cmake_parse_arguments(arg "" "CORPUS" "SOURCES;DEPS" ${ARGN})
+  set(target fuzz_${module}_${name})
+  set(driver ${CMAKE_SOURCE_DIR}/test/fuzz/driver.c)
+  add_executable(${target} ${arg_SOURCES} ${driver})
+  target_link_libraries(${target} PRIVATE pp_options ${arg_DEPS})
+  target_compile_options(${target} PRIVATE -Wno-missing-prototypes)
+  add_test(NAME ${module}.fuzz_${name} COMMAND ${target} ${arg_CORPUS})
+  set_tests_properties(${module}.fuzz_${name} PROPERTIES TIMEOUT 120)
+  if(CMAKE_C_COMPILER_ID STREQUAL "Clang" AND PP_SANITIZE STREQUAL "asan")
+    add_executable(${target}_long ${arg_SOURCES})
+    target_compile_options(${target}_long PRIVATE -fsanitize=fuzzer -Wno-missing-prototypes)
+    target_link_options(${target}_long PRIVATE -fsanitize=fuzzer)
+    target_link_libraries(${target}_long PRIVATE pp_options ${arg_DEPS})
+  endif()
+endfunction()
+
+# pp_proto(OUT_SOURCES proto...): C sources from .proto files, into the build tree.
+function(pp_proto out)
+  find_program(PROTOC_C protoc-c REQUIRED)
+  set(dir ${CMAKE_CURRENT_BINARY_DIR}/proto)
+  file(MAKE_DIRECTORY ${dir})
+  set(sources "")
+  foreach(proto ${ARGN})
+    get_filename_component(base ${proto} NAME_WE)
+    add_custom_command(OUTPUT ${dir}/${base}.pb-c.c ${dir}/${base}.pb-c.h
+      COMMAND ${PROTOC_C} --c_out=${dir} -I ${CMAKE_CURRENT_SOURCE_DIR}/proto
+              ${CMAKE_CURRENT_SOURCE_DIR}/proto/${base}.proto
+      DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/proto/${base}.proto VERBATIM)
+    list(APPEND sources ${dir}/${base}.pb-c.c)
+  endforeach()
+  set(${out} ${sources} PARENT_SCOPE)
+  set(PP_PROTO_DIR ${dir} PARENT_SCOPE)
+endfunction()

@@ -1,0 +1,56 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Jobs: operations that block (a cloud's API, libvirt, a network namespace, a child process) run
+ * on a thread of their own, straight-line, on private copies of their inputs, with one result that
+ * the loop applies.
+ *
+ * A job waits only in helpers that honour its deadline and its cancel: job_sleep, job_poll,
+ * job_http. They return -ECANCELED after job_cancel and -ETIMEDOUT after the deadline. A call that
+ * changes the world is never cut short: it is finished, then undone by its caller.
+ *
+ * `struct job *` belongs to the pool; it is valid until its done callback has returned. Cancel it
+ * as often as you like before then. Jobs over their class's limit wait in order of start.
+ */
+#pragma once
+
+#include <uv.h>
+
+#include "base/err.h"
+
+enum job_class { JOB_CREATE, JOB_DELETE, JOB_OTHER, JOB_CLASSES };
+
+struct job;
+struct job_pool;
+
+/* On the job's thread. */
+typedef void job_run_fn(struct job *job, void *arg);
+/* On the loop, exactly once for each started job, also when it was cancelled before it ran (ran is
+ * false then). Frees arg. */
+typedef void job_done_fn(void *arg, bool ran);
+
+/* limits: jobs at once for each class, at least 1. Owned: job_pool_free, which cancels all jobs and
+ * waits for their threads (done callbacks run inside it). */
+int job_pool_new(uv_loop_t *loop, const unsigned limits[JOB_CLASSES], struct job_pool **ret,
+                 struct err *err);
+void job_pool_free(struct job_pool *pool);
+unsigned job_pool_running(const struct job_pool *pool); /* loop */
+
+/* deadline_ms: from now, 0 for none. name: for logs and the thread's name, copied. */
+int job_start(struct job_pool *pool, enum job_class class, const char *name, int64_t deadline_ms,
+              job_run_fn *run, job_done_fn *done, void *arg, struct job **ret, struct err *err);
+void job_cancel(struct job *job); /* loop or job */
+
+/* A job for a program that has no loop (process-user-data, tests): runs on the caller's thread. */
+struct job *job_new_inline(int64_t deadline_ms);
+void job_free_inline(struct job *job);
+DEFINE_CLEANUP(struct job, job_free_inline)
+
+/* Any thread. -1: no deadline; else >= 0. */
+int64_t job_remaining_ms(const struct job *job);
+bool job_cancelled(const struct job *job);
+/* 0 while the job may go on; else -ECANCELED or -ETIMEDOUT. */
+int job_check(const struct job *job);
+/* job thread. Limits of one wait: the shorter of timeout_ms (-1: none) and the deadline. */
+int job_sleep(struct job *job, int64_t ms);
+/* 0 ready (revents in *ret), -EAGAIN after timeout_ms, -ECANCELED, -ETIMEDOUT. */
+int job_poll(struct job *job, int fd, short events, int64_t timeout_ms, short *ret);

@@ -1,0 +1,31 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Client of a descriptor store that speaks systemd's protocol (sd_notify(3): FDSTORE=1, FDNAME=,
+ * FDSTOREREMOVE=1, FDPOLL=0; LISTEN_FDS, LISTEN_FDNAMES, LISTEN_PID): systemd itself or
+ * peerpod-keeper. Without NOTIFY_SOCKET every call succeeds and does nothing, and
+ * fdstore_available() is false.
+ */
+#pragma once
+
+#include "base/err.h"
+
+#define FDSTORE_NAME_MAX 20
+
+/* Reads the environment once, takes the inherited descriptors (sets O_CLOEXEC), clears the
+ * variables so that no child inherits them. */
+int fdstore_init(struct err *err);
+void fdstore_done(void); /* closes what nobody took */
+bool fdstore_available(void);
+
+/* The inherited descriptor of that name, now the caller's; -1 when there is none. */
+int fdstore_take(const char *name);
+/* Calls fn for each that is still there. */
+void fdstore_each(void (*fn)(const char *name, int fd, void *arg), void *arg);
+
+/* The store duplicates fd and keeps it under name until removed. Names: [a-z0-9.-], at most
+ * FDSTORE_NAME_MAX. Returns when the message is in the store's queue: it survives our death from
+ * then on. Always FDPOLL=0: we say when it goes. */
+int fdstore_add(const char *name, int fd, struct err *err);
+int fdstore_remove(const char *name, struct err *err);
+/* sd_notify(3): "READY=1", "STATUS=...", ... */
+int fdstore_notify(const char *state, struct err *err);

@@ -1,0 +1,29 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * A relay on the loop: one uv_poll on the relay's raw socket, reading while the in ring has room,
+ * writing while the out ring has bytes, trimming after a second of silence.
+ *
+ * A read of 0 with POLLRDHUP alone is a half-close (the reply is still due); only an error or
+ * POLLHUP (both directions closed) is the end of the connection. After `broken` the pump is idle
+ * and the owner is expected to stop it and close the relay.
+ */
+#pragma once
+
+#include <uv.h>
+
+#include "relay/relay.h"
+
+struct pump;
+
+struct pump_ops {
+    void (*in_ready)(void *owner);          /* new bytes at head, or end of file */
+    void (*out_room)(void *owner);          /* the out ring has drained some */
+    void (*broken)(void *owner, int error); /* -EPIPE, -ECONNRESET, ...; 0: closed both ways */
+};
+
+/* relay and owner are borrowed and outlive the pump. Callbacks come from the loop only, never from
+ * inside a pump_ function. */
+int pump_start(uv_loop_t *loop, struct relay *relay, const struct pump_ops *ops, void *owner,
+               struct pump **ret, struct err *err);
+void pump_stop(struct pump *p); /* closes the handle asynchronously; the relay may be closed at once */
+void pump_kick(struct pump *p); /* bytes were committed to out, or in was acknowledged */

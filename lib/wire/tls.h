@@ -1,0 +1,53 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Keys, certificates, pins and the shared TLS contexts (OpenSSL; design.md 7).
+ *
+ * Each sandbox has an identity of its own: an ECDSA P-256 key with a self-signed certificate.
+ * Nothing is signed by anyone and nothing is checked but the SHA-256 of the SubjectPublicKeyInfo.
+ */
+#pragma once
+
+#include <openssl/ssl.h>
+
+#include "base/err.h"
+
+#define TLS_PIN_SIZE 32
+#define TLS_PEM_MAX (64U << 10)
+#define TLS_ALPN_TUNNEL "peerpod-tunnel/1"
+
+struct tls_identity; /* key and certificate */
+struct tls_ctx;      /* one SSL_CTX for all native-mode connections of a process */
+
+/* common_name: at most 64 bytes; the certificate is valid from yesterday for 100 years. */
+int tls_identity_new(const char *common_name, struct tls_identity **ret, struct err *err);
+int tls_identity_parse(const char *key_pem, const char *cert_pem, struct tls_identity **ret,
+                       struct err *err);
+void tls_identity_free(struct tls_identity *id);
+DEFINE_CLEANUP(struct tls_identity, tls_identity_free)
+/* PEM texts, owned; free the key with secret care (str.h: secret_wipe). */
+int tls_identity_pem(const struct tls_identity *id, char **ret_key, char **ret_cert,
+                     struct err *err);
+void tls_identity_pin(const struct tls_identity *id, uint8_t ret[TLS_PIN_SIZE]);
+/* The pin of a certificate that travelled as PEM (apf.json's tls-client-ca). */
+int tls_pin_of_pem(const char *cert_pem, uint8_t ret[TLS_PIN_SIZE], struct err *err);
+
+/* TLS 1.3 only, tickets, session cache and early data off, ALPN required, both sides authenticated
+ * (any certificate is taken by the handshake; the pin is checked by the tunnel). */
+int tls_ctx_new(bool server, struct tls_ctx **ret, struct err *err);
+void tls_ctx_free(struct tls_ctx *ctx);
+DEFINE_CLEANUP(struct tls_ctx, tls_ctx_free)
+/* A connection with our identity; the caller attaches a descriptor and owns it (SSL_free). */
+int tls_connection_new(struct tls_ctx *ctx, const struct tls_identity *self, SSL **ret,
+                       struct err *err);
+/* After the handshake: the peer's pin. -ENOENT: it sent no certificate. */
+int tls_peer_pin(SSL *ssl, uint8_t ret[TLS_PIN_SIZE], struct err *err);
+/* RFC 9266 tls-exporter channel binding, 32 bytes. */
+int tls_exporter(SSL *ssl, uint8_t ret[32], struct err *err);
+/* "subject: reason" from OpenSSL's error queue, emptied; never key material. */
+int tls_err(struct err *err, int code, const char *what);
+
+/* Base64 with padding, no line breaks; owned results. Decoding accepts white space between
+ * characters; -EINVAL names the offset; max bounds the decoded size. */
+char *base64_encode(const void *data, size_t len);
+int base64_decode(const char *text, size_t len, size_t max, uint8_t **ret, size_t *ret_len,
+                  struct err *err);
