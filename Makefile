@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+# The front door: each target hands over to CMake or to a script in scripts/. `make help` lists them.
+
+KILLS ?= 20000
+FUZZ_TIME ?= 60
+PREFIX ?= /usr/local
+DESTDIR ?=
+JOBS ?= 2
+
+export KILLS FUZZ_TIME JOBS
+
+.DEFAULT_GOAL := help
+.PHONY: help setup build release demo test kill-loop fuzz lint tidy format coverage man install clean
+
+help: ## list the targets (this text)
+	@echo "usage: make TARGET [VARIABLE=value]"; echo
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: ## install what building and testing need (Debian packages, a Python venv in build/venv)
+	@scripts/setup
+
+build: ## build everything with gcc into build/ (programs in build/bin)
+	@scripts/setup --build
+	@scripts/build dev
+
+release: ## optimised build into build/release
+	@scripts/setup --build
+	@scripts/build release
+
+demo: ## run one pod on the `local` provider and show its output and a timeline
+	@scripts/setup --build
+	@scripts/build dev
+	@scripts/demo
+
+test: ## all tests: gcc, clang, address+undefined and thread sanitizers, lint (STRICT=1: a skip fails)
+	@scripts/setup
+	@scripts/test
+
+kill-loop: ## the relay's kill loop in its long form (KILLS=20000); the last line is JSON
+	@scripts/setup --build >&2
+	@scripts/build dev kill_loop >&2
+	@build/bin/kill_loop --kills $(KILLS)
+
+fuzz: ## libFuzzer on every target (FUZZ_TIME=60 seconds each); the last line is JSON
+	@scripts/setup >&2
+	@scripts/build asan >&2
+	@scripts/fuzz
+
+lint: ## the rules of the tree (layers, names, format, docs), shellcheck and clang-tidy
+	@scripts/setup
+	@scripts/lint
+
+tidy: ## clang-tidy over every source file
+	@scripts/setup
+	@scripts/lint tidy
+
+format: ## reformat the C sources in place
+	@scripts/setup
+	@scripts/lint format
+
+coverage: ## build with gcov, run the tests, write build/coverage/html and a summary
+	@scripts/setup
+	@scripts/coverage
+
+man: ## man pages from docs/man into build/man
+	@scripts/setup
+	@scripts/man
+
+install: release man ## install programs, entry point, units and man pages (PREFIX, DESTDIR)
+	@DESTDIR="$(DESTDIR)" cmake --install build/release --prefix "$(PREFIX)"
+
+clean: ## remove build/
+	rm -rf build
