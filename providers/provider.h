@@ -48,8 +48,8 @@ struct instance_spec {
 };
 
 struct instance_request {
-    const char *name;  /* podvm-<pod>-<8 of sandbox id>, [a-z0-9-], <= INSTANCE_NAME_MAX */
-    const char *token; /* idempotency token, 32 hex digits, the same for every retry */
+    const char *name;       /* podvm-<pod>-<8 of sandbox id>, [a-z0-9-], <= INSTANCE_NAME_MAX */
+    const char *token;      /* idempotency token, 32 hex digits, the same for every retry */
     const struct tag *tags; /* ends with a NULL key */
     const char *user_data;  /* cloud-config, raw */
     size_t user_data_len;   /* <= the type's user_data_max */
@@ -57,13 +57,13 @@ struct instance_request {
 };
 
 struct instance {
-    char id[INSTANCE_ID_MAX];           /* the provider's own; "" = nothing was made */
+    char id[INSTANCE_ID_MAX]; /* the provider's own; "" = nothing was made */
     char name[INSTANCE_NAME_MAX + 1];
-    char sandbox[64 + 1];               /* from TAG_SANDBOX */
+    char sandbox[64 + 1];                                          /* from TAG_SANDBOX */
     char addresses[INSTANCE_ADDRESSES_MAX][INSTANCE_ADDRESS_SIZE]; /* numeric, first is primary */
     size_t n_addresses;
-    bool gone; /* stopped or being deleted at the provider's */
-    char boot[40];                      /* from TAG_BOOT */
+    bool gone;     /* stopped or being deleted at the provider's */
+    char boot[40]; /* from TAG_BOOT */
 };
 
 struct provider; /* a provider's private state begins with this */
@@ -86,7 +86,8 @@ struct provider_type {
     /* By TAG_SANDBOX; -ENOENT when there is none (err set). */
     int (*find)(struct provider *p, struct job *job, const char *sandbox, struct instance *ret,
                 struct err *err);
-    /* All that carry every one of `tags` (ends with a NULL key; may be empty). ret is owned: free().
+    /* All that carry every one of `tags` (ends with a NULL key; may be empty). ret is owned:
+     * free().
      */
     int (*list)(struct provider *p, struct job *job, const struct tag *tags, struct instance **ret,
                 size_t *ret_n, struct err *err);

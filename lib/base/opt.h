@@ -37,11 +37,11 @@ struct opt {
     const char *flag; /* without dashes */
     const char *env;  /* may be NULL */
     enum opt_type type;
-    size_t offset; /* offsetof(struct the_config, field) */
+    size_t offset;   /* offsetof(struct the_config, field) */
     const char *def; /* as text, may be NULL for "" / false / 0 */
     unsigned flags;
-    const char *help; /* one line, no full stop */
-    int64_t min, max; /* OPT_INT */
+    const char *help;           /* one line, no full stop */
+    int64_t min, max;           /* OPT_INT */
     const char *const *choices; /* OPT_STRING: NULL-terminated allowed values; "" is always allowed
                                    when it is the default */
 };
@@ -50,7 +50,7 @@ struct opt {
 
 /* One table with the struct it fills. */
 struct opt_set {
-    const char *title; /* heading in --help: "common", "local provider" */
+    const char *title;      /* heading in --help: "common", "local provider" */
     const struct opt *opts; /* ends with OPT_END */
     void *target;
     unsigned char *source; /* owned by opt_parse/opt_done: where each value came from */
@@ -63,8 +63,8 @@ struct opt_set {
  * Words that are no flags go to ret_rest (borrowed from argv, NULL-terminated array owned by the
  * caller) when it is not NULL, else they are an error; "--" ends the flags.
  */
-int opt_parse(struct opt_set *sets, char *const *argv, const char *config_path,
-              char ***ret_rest, struct err *err);
+int opt_parse(struct opt_set *sets, char *const *argv, const char *config_path, char ***ret_rest,
+              struct err *err);
 /* Checks OPT_REQUIRED; separate, so that --print-config works on a half-made configuration. */
 int opt_check_required(const struct opt_set *sets, struct err *err);
 void opt_done(struct opt_set *sets);

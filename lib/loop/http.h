@@ -12,16 +12,16 @@
 #define HTTP_HEADERS_MAX (64U << 10)
 
 struct http_request {
-    const char *method;          /* "GET", "PUT", "POST", "DELETE" */
-    const char *url;             /* http or https */
-    const char *const *headers;  /* "Name: value", NULL-terminated, may be NULL */
-    const void *body;            /* may be NULL */
+    const char *method;         /* "GET", "PUT", "POST", "DELETE" */
+    const char *url;            /* http or https */
+    const char *const *headers; /* "Name: value", NULL-terminated, may be NULL */
+    const void *body;           /* may be NULL */
     size_t body_len;
-    size_t body_max;             /* of the reply; 0: HTTP_BODY_MAX_DEFAULT */
-    int64_t timeout_ms;          /* whole exchange; 0: 30 s; the job's deadline rules as well */
-    int64_t connect_timeout_ms;  /* 0: 5 s */
-    const char *ca_file;         /* NULL: the system's */
-    bool use_proxy;              /* honour HTTPS_PROXY and friends */
+    size_t body_max;            /* of the reply; 0: HTTP_BODY_MAX_DEFAULT */
+    int64_t timeout_ms;         /* whole exchange; 0: 30 s; the job's deadline rules as well */
+    int64_t connect_timeout_ms; /* 0: 5 s */
+    const char *ca_file;        /* NULL: the system's */
+    bool use_proxy;             /* honour HTTPS_PROXY and friends */
 };
 
 struct http_response {

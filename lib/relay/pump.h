@@ -25,5 +25,6 @@ struct pump_ops {
  * inside a pump_ function. */
 int pump_start(uv_loop_t *loop, struct relay *relay, const struct pump_ops *ops, void *owner,
                struct pump **ret, struct err *err);
-void pump_stop(struct pump *p); /* closes the handle asynchronously; the relay may be closed at once */
+void pump_stop(
+    struct pump *p); /* closes the handle asynchronously; the relay may be closed at once */
 void pump_kick(struct pump *p); /* bytes were committed to out, or in was acknowledged */

@@ -29,8 +29,9 @@ struct splice_mount { /* a mount of the spec as the guest sees it; borrowed from
 };
 
 struct splice_rules {
-    const char *netns_path; /* CreateContainer: appended as LinuxNamespace{network, path}; NULL: not */
-    bool clear_dns;         /* CreateSandbox: field 2 removed */
+    const char
+        *netns_path; /* CreateContainer: appended as LinuxNamespace{network, path}; NULL: not */
+    bool clear_dns;  /* CreateSandbox: field 2 removed */
     /* Called for each mount of a CreateContainer, before the frame is accepted (missing bind
      * sources). Its result is ignored but for the log: may be NULL. */
     void (*mount)(void *arg, const struct splice_mount *mount);

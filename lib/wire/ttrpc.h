@@ -13,7 +13,11 @@
 #define TTRPC_BODY_MAX (4U << 20) /* legal; one more is not */
 
 enum ttrpc_type { TTRPC_REQUEST = 1, TTRPC_RESPONSE = 2, TTRPC_DATA = 3 };
-enum ttrpc_flags { TTRPC_FLAG_REMOTE_CLOSED = 1, TTRPC_FLAG_REMOTE_OPEN = 2, TTRPC_FLAG_NO_DATA = 4 };
+enum ttrpc_flags {
+    TTRPC_FLAG_REMOTE_CLOSED = 1,
+    TTRPC_FLAG_REMOTE_OPEN = 2,
+    TTRPC_FLAG_NO_DATA = 4
+};
 
 /* google.rpc.Code */
 enum ttrpc_code {
