@@ -9,6 +9,7 @@
 
 #include <openssl/ssl.h>
 
+#include "base/base64.h"
 #include "base/err.h"
 
 #define TLS_PIN_SIZE 32
@@ -45,9 +46,3 @@ int tls_peer_pin(SSL *ssl, uint8_t ret[TLS_PIN_SIZE], struct err *err);
 int tls_exporter(SSL *ssl, uint8_t ret[32], struct err *err);
 /* "subject: reason" from OpenSSL's error queue, emptied; never key material. */
 int tls_err(struct err *err, int code, const char *what);
-
-/* Base64 with padding, no line breaks; owned results. Decoding accepts white space between
- * characters; -EINVAL names the offset; max bounds the decoded size. */
-char *base64_encode(const void *data, size_t len);
-int base64_decode(const char *text, size_t len, size_t max, uint8_t **ret, size_t *ret_len,
-                  struct err *err);

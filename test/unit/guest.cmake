@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+pp_unit_test(base base64 SOURCES ${CMAKE_CURRENT_LIST_DIR}/base_base64_test.c DEPS pp_base)
