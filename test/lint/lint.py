@@ -1,0 +1,372 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""usage: lint.py [--build DIR] [CHECK...]
+
+The rules of the tree that a compiler does not check. Each check is a function that yields one line
+per breach and raises Skip where this machine lacks what it needs. Without names all run. Exit
+status: 0 kept, 1 broken, 77 (one check only) skipped; with STRICT=1 a skip is a breach.
+
+`lint.py missing` prints the lines that ARCHITECTURE.md lacks, ready to be pasted.
+"""
+import argparse
+import functools
+import json
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+BUILD = ROOT / "build"
+SKIP_STATUS = 77
+
+# A folder may use those before it, never those behind it (design: "Shape of the code").
+LAYERS = ["lib/base", "lib/loop", "lib/wire", "lib/net", "lib/relay", "lib/guest", "providers",
+          "adaptor", "keeper", "forwarder", "ctl", "bench", "test"]
+# These run in the pod VM too and use nothing but lib/.
+LIB_ONLY = {"keeper", "forwarder"}
+PROVIDERS = ["local", "libvirt", "aws", "azure", "gcp", "byom"]
+MODULES = ["base", "loop", "wire", "net", "relay", "guest", "provider", "providers", *PROVIDERS,
+           "adaptor", "kube", "keeper", "forwarder", "ctl", "agent", "stepfault", "fuzz", "chain",
+           "deploy", "bench", "lint"]
+
+FUNCTION_MAX = 60
+# Longer ones that are better whole, each with its reason.
+LONG_FUNCTIONS = {}
+MAIN_FUNCTIONS_MAX = 10
+MAIN_LINES_MAX = 300
+BLOB_MAX = 1 << 20
+
+FORMAT_MAJOR = "14"
+
+
+class Skip(Exception):
+    """The machine lacks what the check needs."""
+
+
+@functools.lru_cache(maxsize=None)
+def tracked():
+    """Every file of the tree as a path relative to it: git's list, so that new files count."""
+    try:
+        out = subprocess.run(["git", "-C", str(ROOT), "ls-files", "-co", "--exclude-standard"],
+                             check=True, capture_output=True, text=True).stdout.splitlines()
+    except (OSError, subprocess.CalledProcessError):
+        out = [str(p.relative_to(ROOT)) for p in ROOT.rglob("*")
+               if p.is_file() and not {"build", ".git", "__pycache__"} & set(p.parts)]
+    return sorted(name for name in set(out) if (ROOT / name).is_file())
+
+
+def text(name):
+    return (ROOT / name).read_text(errors="replace")
+
+
+def c_files():
+    return [n for n in tracked() if n.endswith((".c", ".h"))]
+
+
+def shell_files():
+    return [n for n in tracked() if n.endswith(".sh") or "." not in pathlib.Path(n).name
+            and text(n).startswith("#!") and "sh" in text(n).splitlines()[0]]
+
+
+# -- layers --
+
+def layer_of(name):
+    for layer in sorted(LAYERS, key=len, reverse=True):
+        if name.startswith(layer + "/"):
+            return layer
+    return None
+
+
+def generated(include):
+    """The tree's path that a generated header stands for, or None."""
+    if not include.endswith(".pb-c.h"):
+        return None
+    base = pathlib.Path(include).name[:-len(".pb-c.h")]
+    found = [n for n in tracked() if n.endswith(f"/proto/{base}.proto")]
+    return found[0] if found else None
+
+
+def resolve(name, include):
+    """Where a quoted include leads: relative to the file, to lib/, to the root, to test/."""
+    folder = pathlib.Path(name).parent
+    for base in (folder, pathlib.Path("lib"), pathlib.Path("."), pathlib.Path("test")):
+        path = os.path.normpath(base / include)
+        if path in tracked():
+            return path
+    return generated(include)
+
+
+def include_breaches(name, include):
+    target = resolve(name, include)
+    if target is None:
+        yield f"{name}: \"{include}\" leads nowhere"
+        return
+    here, there = layer_of(name), layer_of(target)
+    if here is None or there is None or here == there == "test":
+        return
+    if here in LIB_ONLY and not there.startswith("lib/") and there != here:
+        yield f"{name}: {here} runs in the pod VM and uses lib/ alone, not {target}"
+    elif LAYERS.index(there) > LAYERS.index(here):
+        yield f"{name}: {here} must not use {there} ({target}), which stands behind it"
+    elif here == there == "providers":
+        mine, theirs = pathlib.Path(name).parts[1], pathlib.Path(target).parts[1]
+        if theirs in PROVIDERS and mine != theirs and name != "providers/registry.c":
+            yield f"{name}: a provider must not use another one ({target})"
+
+
+def check_layers():
+    for name in c_files():
+        for include in re.findall(r'^\s*#\s*include\s+"([^"]+)"', text(name), re.M):
+            yield from include_breaches(name, include)
+    for name in c_files():
+        if pathlib.Path(name).name == "main.c" and not name.startswith("test/"):
+            bodies = list(functions(name))
+            if len(bodies) > MAIN_FUNCTIONS_MAX:
+                yield f"{name}: {len(bodies)} functions; a main file parses, builds, runs, frees"
+            if text(name).count("\n") > MAIN_LINES_MAX:
+                yield f"{name}: more than {MAIN_LINES_MAX} lines; a main file only starts things"
+
+
+# -- functions --
+
+def functions(name):
+    """(function, first line, lines of its body): the layout puts its braces into column 1."""
+    lines = text(name).splitlines()
+    start = None
+    for i, line in enumerate(lines):
+        if line == "{":
+            start = i
+        elif line.startswith("}") and start is not None:
+            head = " ".join(lines[max(0, start - 6):start])
+            head = re.split(r"[;}]|\*/", head)[-1]
+            found = re.search(r"(\w+)\s*\(", head)
+            yield found.group(1) if found else "?", start, i - start - 1
+            start = None
+
+
+def check_functions():
+    for name in c_files():
+        for function, line, length in functions(name):
+            if length > FUNCTION_MAX and f"{name}:{function}" not in LONG_FUNCTIONS:
+                yield f"{name}:{line}: {function} has {length} lines, more than {FUNCTION_MAX}"
+
+
+# -- every file --
+
+def needs_spdx(name):
+    path = pathlib.Path(name)
+    return (path.suffix in (".c", ".h", ".py", ".sh", ".cmake", ".proto", ".yaml", ".yml",
+                            ".service", ".timer", ".path", ".socket")
+            or path.name in ("CMakeLists.txt", "Makefile", ".clang-format", ".clang-tidy")
+            or text(name).startswith("#!"))
+
+
+def check_spdx():
+    for name in tracked():
+        if "/corpus/" in name or not needs_spdx(name):
+            continue
+        lines = text(name).splitlines() or [""]
+        at = 1 if lines[0].startswith("#!") and len(lines) > 1 else 0
+        if "SPDX-License-Identifier: Apache-2.0" not in lines[at]:
+            yield f"{name}: its first line is not the SPDX line"
+        elif name.endswith(".c") and (len(lines) < 3 or not lines[1].startswith("/*")):
+            yield f"{name}: does not open with its theory of operation"
+
+
+def check_hosts():
+    # Put together here, so that this file does not hold what it forbids.
+    hosts = ["pypi" + ".org", "pythonhosted" + ".org", "npmjs" + ".org", "npmjs" + ".com",
+             "crates" + ".io", "golang" + ".org", "deb.debian" + ".org", "debian" + ".org/debian",
+             "yarnpkg" + ".com", "rubygems" + ".org", "maven" + ".org"]
+    machine = re.compile(r"(?<![\w.*$}/-])/(?:work|root|home)/[\w.]")
+    for name in tracked():
+        data = (ROOT / name).read_bytes()
+        if b"\0" in data or len(data) > BLOB_MAX:
+            yield f"{name}: a binary or a very large file"
+            continue
+        try:
+            content = data.decode()
+        except UnicodeDecodeError as error:
+            yield f"{name}: not UTF-8: {error}"
+            continue
+        for number, line in enumerate(content.splitlines(), 1):
+            for host in hosts:
+                if host in line:
+                    yield f"{name}:{number}: names the package registry {host}"
+            if machine.search(line):
+                yield f"{name}:{number}: a path of one machine: {machine.search(line).group()}"
+
+
+# -- architecture --
+
+def architecture_must_name():
+    return [n for n in tracked() if n.endswith((".c", ".h", ".proto", ".py", ".sh"))
+            or n.startswith(("scripts/", "deploy/", ".ci/"))]
+
+
+def architecture_names():
+    names = set()
+    for word in re.findall(r"`([^`\s]+)`", text("ARCHITECTURE.md")):
+        if word.endswith(".[ch]"):
+            names |= {word[:-4] + "c", word[:-4] + "h"}
+        elif "/" in word and re.search(r"\.(c|h|proto|py|sh)$", word) and "*" not in word \
+                and not word.startswith("/"):
+            names.add(word)
+        elif word.startswith(("scripts/", "deploy/", ".ci/")) and not word.endswith("/"):
+            names.add(word)
+    return names
+
+
+def check_architecture():
+    named, there = architecture_names(), set(architecture_must_name())
+    for name in sorted(there - named):
+        yield f"ARCHITECTURE.md does not name {name}"
+    for name in sorted(named - there):
+        if not (ROOT / name).exists():
+            yield f"ARCHITECTURE.md names {name}, which does not exist"
+
+
+def first_sentence(name):
+    content = text(name)
+    found = re.search(r"/\*\s*\n \* (.*?)(?:\*/|\n \*\s*\n)", content, re.S) or \
+        re.search(r'"""(.*?)"""', content, re.S)
+    words = re.sub(r"\s*\n\s*\*?\s*", " ", found.group(1)).strip() if found else "?"
+    return re.split(r"(?<=[.:]) ", words)[0].rstrip(".:")
+
+
+def print_missing():
+    missing = set(architecture_must_name()) - architecture_names()
+    for name in sorted(missing):
+        twin = name[:-1] + "h"
+        if name.endswith(".h") and name[:-1] + "c" in missing:
+            continue
+        if name.endswith(".c") and twin in missing:
+            print(f"- `{name[:-1]}[ch]`: {first_sentence(twin)}")
+        else:
+            print(f"- `{name}`: {first_sentence(name)}")
+
+
+# -- tools --
+
+def tool(name):
+    path = shutil.which(name)
+    if path is None:
+        raise Skip(f"{name} is not installed")
+    return path
+
+
+def check_format():
+    program = tool("clang-format")
+    version = subprocess.run([program, "--version"], capture_output=True, text=True).stdout
+    if f"version {FORMAT_MAJOR}." not in version:
+        raise Skip(f"clang-format {FORMAT_MAJOR} wanted, this is: {version.strip()}")
+    out = subprocess.run([program, "--dry-run", "-Werror", *[str(ROOT / n) for n in c_files()]],
+                         capture_output=True, text=True)
+    files = sorted({line.split(":")[0] for line in out.stderr.splitlines() if ": error:" in line})
+    for name in files:
+        yield f"{os.path.relpath(name, ROOT)}: not formatted (make format)"
+    if out.returncode != 0 and not files:
+        yield out.stderr.strip()
+
+
+def check_shell():
+    program = tool("shellcheck")
+    files = [str(ROOT / n) for n in shell_files()]
+    out = subprocess.run([program, "-x", "-f", "gcc", *files], capture_output=True, text=True)
+    yield from out.stdout.replace(str(ROOT) + "/", "").splitlines()
+
+
+# -- tests and targets --
+
+def check_names():
+    if (BUILD / "CTestTestfile.cmake").exists():
+        out = subprocess.run(["ctest", "--test-dir", str(BUILD), "--show-only=json-v1"],
+                             check=True, capture_output=True, text=True).stdout
+        for test in json.loads(out)["tests"]:
+            if not re.fullmatch(r"[a-z]+(\.[a-z0-9_]+)+", test["name"]) or \
+                    test["name"].split(".")[0] not in MODULES:
+                yield f"test {test['name']}: a name is MODULE.name, with a module of this tree"
+    lists = "".join(text(n) for n in tracked() if n.startswith("test/")
+                    and n.endswith((".cmake", "CMakeLists.txt")))
+    for name in tracked():
+        base = pathlib.Path(name).name
+        if re.fullmatch(r"test/(unit|fuzz)/[^/]+_(test|fuzz)\.c", name):
+            if base not in lists:
+                yield f"{name}: no list registers it, so it never runs"
+            if base.split("_")[0] not in MODULES:
+                yield f"{name}: does not begin with its module"
+    for target in re.search(r"\.PHONY:(.*)", text("Makefile")).group(1).split():
+        if not re.search(rf"^{target}:.*## \S", text("Makefile"), re.M):
+            yield f"Makefile: target {target} is not described (## ...)"
+
+
+# -- man pages --
+
+FLAG = re.compile(r"^\s{1,8}(?:-\w, *|-\w\|)?(--?[a-z][a-z0-9-]*)", re.M)
+
+
+def help_of(program, *words):
+    out = subprocess.run([str(program), *words], capture_output=True, text=True, timeout=20)
+    return out.stdout + out.stderr
+
+
+def check_man():
+    pages = [n for n in tracked() if re.fullmatch(r"docs/man/[\w-]+\.[1-8]\.md", n)]
+    checked = 0
+    for page in pages:
+        program = BUILD / "bin" / pathlib.Path(page).name.split(".")[0]
+        if not program.exists():
+            continue
+        checked += 1
+        written = set(re.findall(r"(?<![\w-])--?([a-z][a-z0-9-]+)", text(page)))
+        for flag in sorted({f.lstrip("-") for f in FLAG.findall(help_of(program, "--help"))}):
+            if flag not in written and len(flag) > 1:
+                yield f"{page}: does not describe -{flag}, which --help lists"
+    for program in sorted((BUILD / "bin").glob("*")):
+        installed = program.name in ("cloud-api-adaptor", "agent-protocol-forwarder",
+                                     "process-user-data", "peerpod-keeper", "peerpodctl")
+        if installed and not any(p.startswith(f"docs/man/{program.name}.") for p in pages):
+            yield f"docs/man: no page for {program.name}"
+    if checked == 0:
+        raise Skip("no programs are built")
+
+
+CHECKS = {name[len("check_"):]: function for name, function in sorted(globals().items())
+          if name.startswith("check_")}
+
+
+def run(name):
+    """0, 1 or SKIP_STATUS for one check, said on stdout."""
+    try:
+        breaches = list(CHECKS[name]())
+    except Skip as skip:
+        print(f"lint.{name}: skipped: {skip}")
+        return 1 if os.environ.get("STRICT") == "1" else SKIP_STATUS
+    for breach in breaches:
+        print(breach)
+    print(f"lint.{name}: {len(breaches)} breaches" if breaches else f"lint.{name}: kept")
+    return 1 if breaches else 0
+
+
+def main():
+    global BUILD
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--build", type=pathlib.Path, default=BUILD)
+    parser.add_argument("checks", nargs="*", choices=[*CHECKS, "missing", []])
+    args = parser.parse_args()
+    BUILD = args.build
+    if args.checks == ["missing"]:
+        print_missing()
+        return 0
+    status = [run(name) for name in args.checks or CHECKS]
+    if len(status) == 1:
+        return status[0]
+    return 1 if 1 in status else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
