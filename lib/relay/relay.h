@@ -10,6 +10,8 @@
  * (or systemd), so that a new process opens the same file on the same descriptors and goes on.
  * One thread; every function does at most one system call between two stores to the file.
  * All functions are non-blocking. Offsets are absolute stream positions from 0 and never wrap.
+ * The program ignores SIGPIPE (splice raises it, and has no flag against it), and never uses
+ * MSG_PEEK on the socket (it moves SO_PEEK_OFF).
  */
 #pragma once
 
@@ -24,7 +26,7 @@ struct relay;
 
 /* The descriptors of one relay. Borrowed names in the store are the owner's business. */
 struct relay_fds {
-    int socket;     /* SOCK_STREAM, AF_UNIX, O_NONBLOCK */
+    int socket;     /* SOCK_STREAM, AF_UNIX, O_NONBLOCK (checked, as for the pipe) */
     int pipe_read;  /* O_NONBLOCK */
     int pipe_write; /* O_NONBLOCK */
 };
@@ -46,6 +48,9 @@ int relay_create(int dirfd, const char *path, const struct relay_fds *fds, size_
 /*
  * The same connection after our predecessor's death: maps the file, checks it (sizes, offsets,
  * version: a hostile or torn file is -EBADMSG, never a crash), settles it with the kernel's counts.
+ * Takes the fds on success. -EPROTONOSUPPORT: a newer program's file, which must be left alone.
+ * -ENODATA: the predecessor died inside relay_create, before anything was read: unlink the file and
+ * create it again. -ENOSPC: no room for blocks that should have been there.
  */
 int relay_recover(int dirfd, const char *path, const struct relay_fds *fds, struct relay **ret,
                   struct err *err);
@@ -78,9 +83,10 @@ int relay_in_inject(struct relay *r, const void *data, size_t len);
 
 uint64_t relay_out_head(const struct relay *r); /* accepted so far */
 uint64_t relay_out_done(const struct relay *r); /* handed to the socket so far */
-/* Free bytes in the ring (not blocks). */
+/* Free bytes in the ring (not blocks). Bytes in the pipe do not count: it survives us too. */
 size_t relay_out_free(const struct relay *r);
-/* Contiguous room at head, with blocks allocated: > 0; -ENOBUFS: ring full; -ENOSPC. */
+/* Contiguous room at head, with blocks allocated: > 0; -ENOBUFS: ring full; -ENOSPC; -EPIPE: after
+ * relay_out_fin. Valid until the next commit or trim. */
 ssize_t relay_out_space(struct relay *r, uint8_t **ret);
 /*
  * n bytes were put at relay_out_space: head += n and, in the same single store, the owner's state
@@ -91,7 +97,8 @@ void relay_out_commit(struct relay *r, size_t n, const void *user, size_t user_l
 const void *relay_user(const struct relay *r);
 /* The far side sends no more: after the last byte, shutdown(SHUT_WR). Idempotent. */
 void relay_out_fin(struct relay *r);
-bool relay_out_finished(const struct relay *r); /* fin given, all bytes out, shut down */
+bool relay_out_finished(const struct relay *r); /* fin given, all bytes out, shut down by a flush of
+                                                   this process */
 /*
  * Moves bytes towards the socket until it would block or the ring is empty. 0: nothing left to do;
  * -EAGAIN: wait for POLLOUT; -EPIPE and others: the connection is broken.

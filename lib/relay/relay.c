@@ -1,0 +1,672 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Theory of operation
+ *
+ * The process may be killed between any two instructions, and no byte may be lost or repeated. The
+ * trouble is always the same: a system call has moved bytes and we die before its result is
+ * stored. So for every call that moves bytes the kernel keeps a count of its own, in an object
+ * that outlives us because the keeper holds it too, and recovery believes that count.
+ *
+ * In (socket to ring). A plain recv() on a unix stream socket lowers SO_PEEK_OFF, once it is set,
+ * by the bytes that it took, in the same breath as it takes them. The file stores in_base, and
+ *
+ *     received so far = in_base - SO_PEEK_OFF                                              (1)
+ *
+ * holds at all times, without a store per read. recv writes straight into the ring at the place
+ * that belongs to the offset, so bytes and count cannot disagree. The option must never reach 0
+ * (the kernel stops counting there): below RELAY_PEEK_MARK, with no read under way, we store
+ * in_base_next, set the option back to the top, store in_base, clear in_base_next. Whoever finds
+ * in_base_next set and the option at the top died behind the setsockopt, and in_base_next is the
+ * base; with the option elsewhere (below the mark, then) the setsockopt never happened. Our own
+ * bytes between the peer's (relay_in_inject) go into the ring first and count by one store to
+ * in_base, which keeps (1). MSG_PEEK must never be used on this socket: it moves the option.
+ *
+ * Out (ring to socket). A write to a socket leaves no count behind that we could read; a pipe
+ * does: FIONREAD. So bytes go ring -> pipe (write) -> socket (splice), X counts the first step, W
+ * the second, and
+ *
+ *     bytes in the pipe = X - W, but for the one call whose result was not stored            (2)
+ *
+ * At recovery more bytes in the pipe than X - W means an unrecorded write, fewer an unrecorded
+ * splice. The pipe is emptied before it is filled, so that one of the two at most is open.
+ *
+ * Into the out ring: the owner writes behind head and commits. With a state of its own it fills
+ * the slot that does not count and flips out_slot: one store shows head and state together. Without
+ * one, the store of head in the slot that counts is enough.
+ *
+ * Memory: after SIGKILL the shared mapping holds a prefix of our stores in program order (the
+ * kernel is asked by another process, on whatever processor: death is a full barrier), so compiler
+ * barriers suffice: store() below. One thread, and at most one system call between two stores.
+ *
+ * Failures. A full file system is -ENOSPC from a read or from relay_out_space and nothing else:
+ * every block is allocated before it is touched (ring.c), the peer's bytes wait in the socket, and
+ * the same call works again once there is room. A broken peer is the errno of recv or splice;
+ * bytes for it stay in ring and pipe, and whoever owns us throws all of it away. splice to a
+ * closed socket raises SIGPIPE as write would, and there is no flag against it: every program that
+ * links this ignores SIGPIPE. A pipe may hold less than we offer (16 pages, two for a user over
+ * pipe-user-pages-soft) and be full with fewer bytes than that (a page per write): both are a short
+ * write or EAGAIN behind which the drain goes on.
+ *
+ * The file is ours alone (0600, checked at recovery), yet recovery takes nothing from it on faith:
+ * it could be torn, of another version, or someone's idea of a joke. All of it is checked before it
+ * is mapped, on a copy; after that only we write to it.
+ */
+#include "relay/relay.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+
+#include "relay/relay_file.h"
+#include "relay/ring.h"
+
+_Static_assert(RELAY_BLOCK == RING_BLOCK, "the file's layout is in units of the ring's blocks");
+_Static_assert(RELAY_RING_MAX == RING_SIZE_MAX, "one limit");
+_Static_assert(sizeof(struct relay_file) <= RELAY_FILE_HEADER, "the header is one page");
+_Static_assert(RELAY_RING_MAX < RELAY_PEEK_MARK, "one read never takes the option to 0");
+
+struct relay {
+    struct relay_file *file; /* mapped */
+    size_t map_size;
+    int file_fd;
+    struct relay_fds fds;
+    struct ring in, out;
+    uint64_t in_head;  /* what (1) says, so that nobody needs to ask the kernel */
+    uint32_t peek_off; /* what SO_PEEK_OFF is */
+    bool shut;         /* SHUT_WR was done */
+};
+
+#define barrier() __atomic_signal_fence(__ATOMIC_SEQ_CST)
+
+/* A store that a successor may find, in program order with all others and with system calls. */
+static void store(uint64_t *field, uint64_t value)
+{
+    barrier();
+    __atomic_store_n(field, value, __ATOMIC_RELAXED);
+    barrier();
+}
+
+static void store32(uint32_t *field, uint32_t value)
+{
+    barrier();
+    __atomic_store_n(field, value, __ATOMIC_RELAXED);
+    barrier();
+}
+
+static int peek_get(int fd, int *ret)
+{
+    socklen_t len = sizeof(*ret);
+    return getsockopt(fd, SOL_SOCKET, SO_PEEK_OFF, ret, &len) < 0 ? -errno : 0;
+}
+
+static int peek_set(int fd, int value)
+{
+    return setsockopt(fd, SOL_SOCKET, SO_PEEK_OFF, &value, sizeof(value)) < 0 ? -errno : 0;
+}
+
+/* -- self-test -- */
+
+static int test_peek_off(int a, int b)
+{
+    char text[8];
+    int off, r = peek_set(a, 100);
+
+    if (r < 0)
+        return r;
+    if (send(b, "abcdef", 6, MSG_NOSIGNAL) != 6 || recv(a, text, 2, MSG_DONTWAIT) != 2)
+        return -EIO;
+    r = peek_get(a, &off);
+    if (r < 0)
+        return r;
+    return off == 98 ? 0 : -ENOSYS;
+}
+
+static int test_pipe(const struct relay_fds *fds, int b)
+{
+    int q = 0;
+
+    if (write(fds->pipe_write, "abcdef", 6) != 6)
+        return -EIO;
+    if (splice(fds->pipe_read, NULL, b, NULL, 2, SPLICE_F_NONBLOCK) != 2)
+        return -ENOSYS;
+    if (ioctl(fds->pipe_read, FIONREAD, &q) < 0)
+        return -errno;
+    return q == 4 ? 0 : -ENOSYS;
+}
+
+int relay_selftest(struct err *err)
+{
+    static const char meaning[] = "a restart of this program will end the connections it carries";
+    struct relay_fds fds = {.socket = -1, .pipe_read = -1, .pipe_write = -1};
+    int s[2] = {-1, -1}, r;
+
+    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, s) < 0)
+        return err_errno(err, -errno, "relay self-test: socketpair");
+    r = relay_pipe(&fds, err);
+    if (r == 0 && test_peek_off(s[0], s[1]) < 0)
+        r = err_set(err, -ENOSYS,
+                    "this kernel does not lower SO_PEEK_OFF when it reads a unix socket: %s",
+                    meaning);
+    if (r == 0 && test_pipe(&fds, s[1]) < 0)
+        r = err_set(err, -ENOSYS,
+                    "this kernel does not count the bytes in a pipe (FIONREAD, splice): %s",
+                    meaning);
+    close(s[0]);
+    close(s[1]);
+    closep(&fds.pipe_read);
+    closep(&fds.pipe_write);
+    return r;
+}
+
+int relay_pipe(struct relay_fds *fds, struct err *err)
+{
+    int p[2];
+
+    if (pipe2(p, O_CLOEXEC | O_NONBLOCK) < 0)
+        return err_errno(err, -errno, "making a relay's pipe");
+    fds->pipe_read = p[0];
+    fds->pipe_write = p[1];
+    return 0;
+}
+
+/* -- birth -- */
+
+/* A blocking descriptor would hang the loop one day, not now. */
+static int check_nonblock(const struct relay_fds *fds, struct err *err)
+{
+    const int all[] = {fds->socket, fds->pipe_read, fds->pipe_write};
+
+    for (size_t i = 0; i < ARRAY_SIZE(all); i++) {
+        int flags = fcntl(all[i], F_GETFL);
+        if (flags < 0)
+            return err_errno(err, -errno, "relay: descriptor %d", all[i]);
+        if (!(flags & O_NONBLOCK))
+            return err_set(err, -EINVAL, "relay: descriptor %d is blocking", all[i]);
+    }
+    return 0;
+}
+
+static int allocate_header(int fd)
+{
+    int r;
+
+    do
+        r = fallocate(fd, 0, 0, RELAY_FILE_HEADER);
+    while (r < 0 && errno == EINTR);
+    return r < 0 ? -errno : 0;
+}
+
+/* Takes file_fd on success. The header's page is allocated, the file has its full size. */
+static int relay_map(int file_fd, size_t ring_size, struct relay **ret)
+{
+    size_t size = relay_file_size(ring_size);
+    void *map = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, file_fd, 0);
+
+    if (map == MAP_FAILED)
+        return -errno;
+    struct relay *r = xcalloc(1, sizeof(*r));
+    r->file = map;
+    r->map_size = size;
+    r->file_fd = file_fd;
+    r->fds = (struct relay_fds){-1, -1, -1};
+    ring_init(&r->in, file_fd, relay_file_in(), (uint8_t *)map + relay_file_in(), ring_size);
+    ring_init(&r->out, file_fd, relay_file_out(ring_size),
+              (uint8_t *)map + relay_file_out(ring_size), ring_size);
+    *ret = r;
+    return 0;
+}
+
+static void write_header(struct relay_file *f, size_t ring_size)
+{
+    f->major = RELAY_FILE_MAJOR;
+    f->minor = RELAY_FILE_MINOR;
+    f->ring_size = (uint32_t)ring_size;
+    f->header_size = sizeof(*f);
+    store(&f->in_base, RELAY_PEEK_TOP);
+    uint64_t magic;
+    memcpy(&magic, RELAY_FILE_MAGIC, sizeof(magic));
+    store((uint64_t *)(void *)f->magic, magic);
+}
+
+static int create_in(int file_fd, int socket, size_t ring_size, struct relay **ret)
+{
+    int r;
+
+    if (ftruncate(file_fd, (off_t)relay_file_size(ring_size)) < 0)
+        return -errno;
+    r = allocate_header(file_fd);
+    if (r < 0)
+        return r;
+    r = peek_set(socket, RELAY_PEEK_TOP);
+    if (r < 0)
+        return r;
+    r = relay_map(file_fd, ring_size, ret);
+    if (r < 0)
+        return r;
+    write_header((*ret)->file, ring_size);
+    (*ret)->peek_off = RELAY_PEEK_TOP;
+    return 0;
+}
+
+int relay_create(int dirfd, const char *path, const struct relay_fds *fds, size_t ring_size,
+                 struct relay **ret, struct err *err)
+{
+    struct relay *relay = NULL;
+    int r;
+
+    if (!ring_size_ok(ring_size))
+        return err_set(err, -EINVAL,
+                       "relay: a ring of %zu bytes; allowed: powers of two from %u to %u",
+                       ring_size, RING_SIZE_MIN, RING_SIZE_MAX);
+    r = check_nonblock(fds, err);
+    if (r < 0)
+        return r;
+    _cleanup_close_ int fd =
+        openat(dirfd, path, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
+    if (fd < 0)
+        return err_errno(err, -errno, "creating %s", path);
+    r = create_in(fd, fds->socket, ring_size, &relay);
+    if (r < 0) {
+        unlinkat(dirfd, path, 0);
+        return err_errno(err, r, "setting up %s", path);
+    }
+    TAKE_FD(fd);
+    relay->fds = *fds;
+    *ret = relay;
+    return 0;
+}
+
+/* -- recovery -- */
+
+static int check_identity(int fd, const char *path, struct relay_file *ret, struct err *err)
+{
+    struct stat st;
+    ssize_t n;
+
+    if (fstat(fd, &st) < 0)
+        return err_errno(err, -errno, "%s", path);
+    if (!S_ISREG(st.st_mode) || st.st_uid != geteuid())
+        return err_set(err, -EBADMSG, "%s is not a file of ours", path);
+    memset(ret, 0, sizeof(*ret));
+    n = pread(fd, ret, sizeof(*ret), 0);
+    if (n < 0)
+        return err_errno(err, -errno, "reading %s", path);
+    static const char none[8];
+    if (memcmp(ret->magic, none, sizeof(none)) == 0)
+        return err_set(err, -ENODATA, "%s was never finished: its creator had read nothing", path);
+    if (memcmp(ret->magic, RELAY_FILE_MAGIC, sizeof(ret->magic)) != 0)
+        return err_set(err, -EBADMSG, "%s is not a relay's file", path);
+    if (ret->major > RELAY_FILE_MAJOR)
+        return err_set(err, -EPROTONOSUPPORT,
+                       "%s has format %" PRIu32 ", this program knows up to %d: run the newer one",
+                       path, ret->major, RELAY_FILE_MAJOR);
+    if (ret->major != RELAY_FILE_MAJOR || ret->header_size < sizeof(*ret) ||
+        ret->header_size > RELAY_FILE_HEADER || !ring_size_ok(ret->ring_size))
+        return err_set(err, -EBADMSG, "%s: bad version or sizes", path);
+    if ((uint64_t)st.st_size != relay_file_size(ret->ring_size))
+        return err_set(err, -EBADMSG, "%s has %jd bytes, not %zu", path, (intmax_t)st.st_size,
+                       relay_file_size(ret->ring_size));
+    return 0;
+}
+
+/* Settles (1) in the copy. */
+static int settle_in(struct relay_file *f, int peek_off, const char *path, struct err *err)
+{
+    if (f->in_base_next != 0 && peek_off == RELAY_PEEK_TOP)
+        f->in_base = f->in_base_next;
+    f->in_base_next = 0;
+    if (peek_off < 0 || peek_off > (int)RELAY_PEEK_TOP || f->in_base > RELAY_OFFSET_MAX ||
+        f->in_base < (uint64_t)peek_off)
+        return err_set(err, -EBADMSG, "%s: bad base %" PRIu64 " for SO_PEEK_OFF %d", path,
+                       f->in_base, peek_off);
+    uint64_t head = f->in_base - (uint64_t)peek_off;
+    if (f->in_tail > head || head - f->in_tail > f->ring_size || f->in_eof > 1)
+        return err_set(err, -EBADMSG, "%s: bad in tail %" PRIu64 " for head %" PRIu64, path,
+                       f->in_tail, head);
+    return 0;
+}
+
+/* Settles (2) in the copy. */
+static int settle_out(struct relay_file *f, int in_pipe, const char *path, struct err *err)
+{
+    if (f->out_slot > 1 || f->out_fin > 1)
+        return err_set(err, -EBADMSG, "%s: bad slot or flags", path);
+    uint64_t head = f->slot[f->out_slot].head, q = (uint64_t)in_pipe;
+    if (head > RELAY_OFFSET_MAX || f->out_filled > head || f->out_drained > f->out_filled)
+        return err_set(err, -EBADMSG, "%s: bad out offsets", path);
+    if (q > f->out_filled - f->out_drained)
+        f->out_filled = f->out_drained + q;
+    else
+        f->out_drained = f->out_filled - q;
+    if (in_pipe < 0 || f->out_filled > head || head - f->out_filled > f->ring_size)
+        return err_set(err, -EBADMSG, "%s: %d bytes in the pipe do not fit its offsets", path,
+                       in_pipe);
+    return 0;
+}
+
+/* Each store alone leaves a file that the next recovery settles to the same. */
+static void store_settled(struct relay_file *to, const struct relay_file *from)
+{
+    if (to->in_base != from->in_base)
+        store(&to->in_base, from->in_base);
+    if (to->in_base_next != from->in_base_next)
+        store(&to->in_base_next, from->in_base_next);
+    if (to->out_filled != from->out_filled)
+        store(&to->out_filled, from->out_filled);
+    if (to->out_drained != from->out_drained)
+        store(&to->out_drained, from->out_drained);
+}
+
+static int recover_counts(struct relay_file *f, const struct relay_fds *fds, const char *path,
+                          int *ret_peek, struct err *err)
+{
+    int q, r = peek_get(fds->socket, ret_peek);
+
+    if (r < 0)
+        return err_errno(err, r, "%s: SO_PEEK_OFF of its socket", path);
+    if (ioctl(fds->pipe_read, FIONREAD, &q) < 0)
+        return err_errno(err, -errno, "%s: FIONREAD of its pipe", path);
+    r = settle_in(f, *ret_peek, path, err);
+    return r < 0 ? r : settle_out(f, q, path, err);
+}
+
+/* What is between tail and head has its blocks unless the file is hostile; then it gets some. */
+static int recover_blocks(struct relay *r, const struct relay_file *f)
+{
+    int ret = ring_reserve(&r->in, f->in_tail, (size_t)(r->in_head - f->in_tail));
+
+    if (ret < 0)
+        return ret;
+    return ring_reserve(&r->out, f->out_filled,
+                        (size_t)(f->slot[f->out_slot].head - f->out_filled));
+}
+
+int relay_recover(int dirfd, const char *path, const struct relay_fds *fds, struct relay **ret,
+                  struct err *err)
+{
+    struct relay_file f;
+    struct relay *relay = NULL;
+    int r, peek_off;
+
+    r = check_nonblock(fds, err);
+    if (r < 0)
+        return r;
+    _cleanup_close_ int fd = openat(dirfd, path, O_RDWR | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+    if (fd < 0)
+        return err_errno(err, -errno, "opening %s", path);
+    r = check_identity(fd, path, &f, err);
+    if (r < 0)
+        return r;
+    r = recover_counts(&f, fds, path, &peek_off, err);
+    if (r < 0)
+        return r;
+    r = allocate_header(fd);
+    if (r == 0)
+        r = relay_map(fd, f.ring_size, &relay);
+    if (r < 0)
+        return err_errno(err, r, "mapping %s", path);
+    TAKE_FD(fd);
+    relay->in_head = f.in_base - (uint64_t)peek_off;
+    relay->peek_off = (uint32_t)peek_off;
+    r = recover_blocks(relay, &f);
+    if (r < 0) {
+        relay_close(relay);
+        return err_errno(err, r, "%s: allocating its blocks", path);
+    }
+    store_settled(relay->file, &f);
+    relay->fds = *fds;
+    *ret = relay;
+    return 0;
+}
+
+void relay_close(struct relay *r)
+{
+    if (r == NULL)
+        return;
+    munmap(r->file, r->map_size);
+    close(r->file_fd);
+    closep(&r->fds.socket);
+    closep(&r->fds.pipe_read);
+    closep(&r->fds.pipe_write);
+    free(r);
+}
+
+int relay_socket(const struct relay *r)
+{
+    return r->fds.socket;
+}
+
+/* -- in -- */
+
+static int rebase(struct relay *r)
+{
+    uint64_t next = r->in_head + RELAY_PEEK_TOP;
+
+    store(&r->file->in_base_next, next);
+    int ret = peek_set(r->fds.socket, RELAY_PEEK_TOP);
+    if (ret == 0) {
+        store(&r->file->in_base, next);
+        r->peek_off = RELAY_PEEK_TOP;
+    }
+    store(&r->file->in_base_next, 0);
+    return ret;
+}
+
+static size_t in_free(const struct relay *r)
+{
+    return r->in.size - (size_t)(r->in_head - r->file->in_tail);
+}
+
+ssize_t relay_in_read(struct relay *r, size_t limit)
+{
+    size_t room = MIN(in_free(r), limit);
+
+    if (r->file->in_eof)
+        return 0;
+    if (room == 0)
+        return limit == 0 ? -EAGAIN : -ENOBUFS;
+    if (r->peek_off < RELAY_PEEK_MARK) {
+        int ret = rebase(r);
+        if (ret < 0)
+            return ret;
+    }
+    ssize_t n, len = ring_room(&r->in, r->in_head, room);
+    if (len < 0)
+        return len;
+    barrier();
+    do
+        n = recv(r->fds.socket, ring_at(&r->in, r->in_head), (size_t)len, MSG_DONTWAIT);
+    while (n < 0 && errno == EINTR);
+    barrier();
+    if (n < 0)
+        return -errno;
+    if (n == 0)
+        store32(&r->file->in_eof, 1);
+    r->in_head += (uint64_t)n;
+    r->peek_off -= (uint32_t)n;
+    return n;
+}
+
+uint64_t relay_in_head(const struct relay *r)
+{
+    return r->in_head;
+}
+
+uint64_t relay_in_tail(const struct relay *r)
+{
+    return r->file->in_tail;
+}
+
+bool relay_in_eof(const struct relay *r)
+{
+    return r->file->in_eof;
+}
+
+size_t relay_in_peek(const struct relay *r, uint64_t offset, const uint8_t **ret)
+{
+    if (offset < r->file->in_tail || offset >= r->in_head)
+        return 0;
+    *ret = ring_at(&r->in, offset);
+    return ring_span(&r->in, offset, (size_t)(r->in_head - offset));
+}
+
+int relay_in_ack(struct relay *r, uint64_t offset)
+{
+    if (offset > r->in_head)
+        return -ERANGE;
+    if (offset > r->file->in_tail)
+        store(&r->file->in_tail, offset);
+    return 0;
+}
+
+int relay_in_inject(struct relay *r, const void *data, size_t len)
+{
+    if (len > in_free(r))
+        return -ENOBUFS;
+    int ret = ring_reserve(&r->in, r->in_head, len);
+    if (ret < 0)
+        return ret;
+    ring_put(&r->in, r->in_head, data, len);
+    store(&r->file->in_base, r->file->in_base + len);
+    r->in_head += len;
+    return 0;
+}
+
+/* -- out -- */
+
+static struct relay_slot *slot(const struct relay *r)
+{
+    return &r->file->slot[r->file->out_slot];
+}
+
+uint64_t relay_out_head(const struct relay *r)
+{
+    return slot(r)->head;
+}
+
+uint64_t relay_out_done(const struct relay *r)
+{
+    return r->file->out_drained;
+}
+
+size_t relay_out_free(const struct relay *r)
+{
+    return r->out.size - (size_t)(slot(r)->head - r->file->out_filled);
+}
+
+ssize_t relay_out_space(struct relay *r, uint8_t **ret)
+{
+    size_t room = relay_out_free(r);
+
+    if (r->file->out_fin)
+        return -EPIPE;
+    if (room == 0)
+        return -ENOBUFS;
+    ssize_t n = ring_room(&r->out, slot(r)->head, room);
+    if (n > 0)
+        *ret = ring_at(&r->out, slot(r)->head);
+    return n;
+}
+
+void relay_out_commit(struct relay *r, size_t n, const void *user, size_t user_len)
+{
+    struct relay_slot *now = slot(r);
+    uint64_t head = now->head + n;
+
+    if (user == NULL) {
+        if (n > 0)
+            store(&now->head, head);
+        return;
+    }
+    uint32_t other = !r->file->out_slot;
+    struct relay_slot *next = &r->file->slot[other];
+    user_len = MIN(user_len, sizeof(next->user));
+    memcpy(next->user, user, user_len);
+    memcpy(next->user + user_len, now->user + user_len, sizeof(next->user) - user_len);
+    store(&next->head, head);
+    store32(&r->file->out_slot, other);
+}
+
+const void *relay_user(const struct relay *r)
+{
+    return slot(r)->user;
+}
+
+void relay_out_fin(struct relay *r)
+{
+    if (!r->file->out_fin)
+        store32(&r->file->out_fin, 1);
+}
+
+bool relay_out_finished(const struct relay *r)
+{
+    return r->shut;
+}
+
+/* > 0, or a negative errno. */
+static ssize_t fill_pipe(struct relay *r, uint64_t head)
+{
+    uint64_t filled = r->file->out_filled;
+    size_t span = ring_span(&r->out, filled, (size_t)(head - filled));
+    ssize_t n;
+
+    barrier();
+    do
+        n = write(r->fds.pipe_write, ring_at(&r->out, filled), span);
+    while (n < 0 && errno == EINTR);
+    barrier();
+    if (n <= 0)
+        return n < 0 ? -errno : -EIO;
+    store(&r->file->out_filled, filled + (uint64_t)n);
+    return n;
+}
+
+static ssize_t drain_pipe(struct relay *r)
+{
+    uint64_t drained = r->file->out_drained;
+    size_t len = (size_t)(r->file->out_filled - drained);
+    ssize_t n;
+
+    barrier();
+    do
+        n = splice(r->fds.pipe_read, NULL, r->fds.socket, NULL, len,
+                   SPLICE_F_NONBLOCK | SPLICE_F_MOVE);
+    while (n < 0 && errno == EINTR);
+    barrier();
+    if (n <= 0)
+        return n < 0 ? -errno : -EIO;
+    store(&r->file->out_drained, drained + (uint64_t)n);
+    return n;
+}
+
+int relay_out_flush(struct relay *r)
+{
+    const struct relay_file *f = r->file;
+    uint64_t head = slot(r)->head;
+    ssize_t n;
+
+    while (f->out_drained < head) {
+        if (f->out_drained < f->out_filled)
+            n = drain_pipe(r);
+        else
+            n = fill_pipe(r, head);
+        if (n < 0)
+            return (int)n;
+    }
+    if (f->out_fin && !r->shut) {
+        if (shutdown(r->fds.socket, SHUT_WR) < 0)
+            return -errno;
+        r->shut = true;
+    }
+    return 0;
+}
+
+void relay_trim(struct relay *r)
+{
+    ring_trim(&r->in, r->file->in_tail, r->in_head);
+    ring_trim(&r->out, r->file->out_filled, slot(r)->head);
+}

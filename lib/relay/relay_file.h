@@ -1,0 +1,62 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The layout of a relay's file, for relay.c and the tests that look over its shoulder.
+ *
+ * A header, then at RELAY_BLOCK the in ring, behind it the out ring. Stores to the header are what
+ * a crash leaves behind: each field says when it may change. Host byte order: the file never
+ * leaves the machine. A raised minor adds fields behind the last (an older daemon leaves them
+ * alone); a raised major is refused by older daemons.
+ */
+#pragma once
+
+#include "relay/relay.h"
+
+#define RELAY_FILE_MAGIC "PPRELAY" /* with its NUL, 8 bytes */
+#define RELAY_FILE_MAJOR 1
+#define RELAY_FILE_MINOR 0
+#define RELAY_FILE_HEADER 4096U /* allocated for the header; the struct is smaller */
+
+/* SO_PEEK_OFF starts here and is set back to it once it has fallen below the mark. The largest
+ * single read (a ring, 2^24) is far below the mark, so the kernel's floor at 0 is never met. */
+#define RELAY_PEEK_TOP (1U << 30)
+#define RELAY_PEEK_MARK (1U << 29)
+
+/* Offsets beyond this are refused: no sum of ours can wrap. */
+#define RELAY_OFFSET_MAX ((uint64_t)1 << 62)
+
+struct relay_slot {
+    uint64_t head;
+    uint8_t user[RELAY_USER_SIZE];
+};
+
+struct relay_file {
+    char magic[8]; /* stored last at creation: without it nothing was ever read */
+    uint32_t major, minor;
+    uint32_t ring_size;    /* of both */
+    uint32_t header_size;  /* of this struct when the file was made */
+    uint64_t in_base;      /* received (injected included) = in_base - SO_PEEK_OFF */
+    uint64_t in_base_next; /* not 0: SO_PEEK_OFF is about to be, or was just, set to the top */
+    uint64_t in_tail;      /* acknowledged */
+    uint64_t out_filled;   /* X: bytes put into the pipe, and the out ring's tail */
+    uint64_t out_drained;  /* W: bytes that left the pipe for the socket */
+    uint32_t in_eof;       /* the peer sends no more, and all of it was read */
+    uint32_t out_fin;      /* nothing comes behind the out head */
+    uint32_t out_slot;     /* which of the two counts */
+    uint32_t unused;
+    struct relay_slot slot[2];
+};
+
+static inline off_t relay_file_in(void)
+{
+    return RELAY_BLOCK;
+}
+
+static inline off_t relay_file_out(size_t ring_size)
+{
+    return RELAY_BLOCK + (off_t)ring_size;
+}
+
+static inline size_t relay_file_size(size_t ring_size)
+{
+    return RELAY_BLOCK + 2 * ring_size;
+}

@@ -1,0 +1,3 @@
+# SPDX-License-Identifier: Apache-2.0
+pp_unit_test(relay ring SOURCES ${CMAKE_CURRENT_LIST_DIR}/relay_ring_test.c DEPS pp_relay)
+pp_unit_test(relay relay SOURCES ${CMAKE_CURRENT_LIST_DIR}/relay_relay_test.c DEPS pp_relay)
