@@ -40,6 +40,11 @@ DEFINE_CLEANUP(struct tls_ctx, tls_ctx_free)
 /* A connection with our identity; the caller attaches a descriptor and owns it (SSL_free). */
 int tls_connection_new(struct tls_ctx *ctx, const struct tls_identity *self, SSL **ret,
                        struct err *err);
+/* Attaches a non-blocking stream socket (borrowed). Unlike SSL_set_fd it writes with MSG_NOSIGNAL:
+ * a library must not depend on what its program does about SIGPIPE. */
+int tls_connection_attach(struct tls_ctx *ctx, SSL *ssl, int fd, struct err *err);
+/* The ALPN protocol that was agreed on is TLS_ALPN_TUNNEL. */
+bool tls_connection_is_tunnel(const SSL *ssl);
 /* After the handshake: the peer's pin. -ENOENT: it sent no certificate. */
 int tls_peer_pin(SSL *ssl, uint8_t ret[TLS_PIN_SIZE], struct err *err);
 /* RFC 9266 tls-exporter channel binding, 32 bytes. */
