@@ -29,7 +29,8 @@ typedef void job_run_fn(struct job *job, void *arg);
 typedef void job_done_fn(void *arg, bool ran);
 
 /* limits: jobs at once for each class, at least 1. Owned: job_pool_free, which cancels all jobs and
- * waits for their threads (done callbacks run inside it). */
+ * waits for their threads (done callbacks run inside it; it is not called from one). The last of
+ * the pool's memory goes with the loop's next turn: run it once more before uv_loop_close. */
 int job_pool_new(uv_loop_t *loop, const unsigned limits[JOB_CLASSES], struct job_pool **ret,
                  struct err *err);
 void job_pool_free(struct job_pool *pool);
@@ -38,7 +39,7 @@ unsigned job_pool_running(const struct job_pool *pool); /* loop */
 /* deadline_ms: from now, 0 for none. name: for logs and the thread's name, copied. */
 int job_start(struct job_pool *pool, enum job_class class, const char *name, int64_t deadline_ms,
               job_run_fn *run, job_done_fn *done, void *arg, struct job **ret, struct err *err);
-void job_cancel(struct job *job); /* loop or job */
+void job_cancel(struct job *job); /* any thread; an inline job's also from a signal handler */
 
 /* A job for a program that has no loop (process-user-data, tests): runs on the caller's thread. */
 struct job *job_new_inline(int64_t deadline_ms);
@@ -54,3 +55,10 @@ int job_check(const struct job *job);
 int job_sleep(struct job *job, int64_t ms);
 /* 0 ready (revents in *ret), -EAGAIN after timeout_ms, -ECANCELED, -ETIMEDOUT. */
 int job_poll(struct job *job, int fd, short events, int64_t timeout_ms, short *ret);
+
+/* For libraries that poll by themselves: readable once the job is cancelled. Borrowed. */
+int job_cancel_fd(const struct job *job);
+/* job thread. One thing that lives as long as the job's thread works (job_http's connections); it
+ * is freed there. A second one replaces the first. */
+void job_attach(struct job *job, void *thing, void (*free_fn)(void *));
+void *job_attached(const struct job *job);

@@ -47,6 +47,9 @@ void ttrpc_header_encode(const struct ttrpc_header *h, uint8_t out[TTRPC_HEADER_
 
 /* Decodes a Request body; -EBADMSG with the reason. ret: ttrpc__request__free_unpacked. */
 int ttrpc_request_decode(const uint8_t *body, size_t len, Ttrpc__Request **ret, struct err *err);
+/* Any message, within the same memory budget: for payloads. protobuf_c_message_free_unpacked. */
+int ttrpc_message_decode(const ProtobufCMessageDescriptor *type, const uint8_t *body, size_t len,
+                         ProtobufCMessage **ret, struct err *err);
 int ttrpc_response_decode(const uint8_t *body, size_t len, Ttrpc__Response **ret, struct err *err);
 
 /* Append one whole frame. A payload that makes the body exceed TTRPC_BODY_MAX: -EMSGSIZE. */
