@@ -8,6 +8,8 @@ set(CMAKE_C_EXTENSIONS ON)
 set(CMAKE_EXPORT_COMPILE_COMMANDS ON)
 set(CMAKE_RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bin)
 set(CMAKE_POSITION_INDEPENDENT_CODE ON)
+# Assertions stay in every build but Release.
+set(CMAKE_C_FLAGS_RELWITHDEBINFO "-O2 -g")
 
 set(PP_SANITIZE "" CACHE STRING "empty, 'asan' (address, undefined, leak) or 'tsan'")
 option(PP_COVERAGE "gcov instrumentation" OFF)
