@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Edits of serialized agent requests in place: nested protobuf messages are spliced, lengths on the
- * way are fixed, every other byte (unknown fields, order, odd encodings) stays. kata-contract.md
- * 3.4 says which and why. Works on bytes from the shim, which the pod VM does not trust: hostile
- * input is -EBADMSG, never a crash; depth and sizes are bounded.
+ * Edits of serialized agent requests: nested protobuf messages are spliced, lengths on the way are
+ * fixed, every other byte (unknown fields, order, odd encodings) stays. kata-contract.md 3.4 says
+ * which and why. Works on bytes from the shim, which the pod VM does not trust: hostile input is
+ * -EBADMSG, never a crash; depth and sizes are bounded.
  */
 #pragma once
 
@@ -17,31 +17,37 @@ enum splice_verdict {
     SPLICE_MORE, /* cannot tell from so few bytes */
 };
 
-/* Looks at the first `len` bytes of a frame of the shim's, header included. A request whose service
+/*
+ * Looks at the first `len` bytes of a frame of the shim's, header included. A request whose service
  * and method are not its first two fields is held. Bodies over TTRPC_BODY_MAX pass: their receiver
- * refuses them. At most SPLICE_PEEK_MAX bytes are ever needed. */
+ * refuses them. At most SPLICE_PEEK_MAX bytes are ever needed: SPLICE_MORE is never the answer to
+ * that many, nor to a whole frame.
+ */
 #define SPLICE_PEEK_MAX 128
 enum splice_verdict splice_peek(const uint8_t *frame, size_t len);
 
-struct splice_mount { /* a mount of the spec as the guest sees it; borrowed from the frame */
+struct splice_mount { /* a mount of the spec as the guest sees it; borrowed, not NUL-terminated */
     const char *type, *source, *destination;
     size_t type_len, source_len, destination_len;
 };
 
 struct splice_rules {
-    const char
-        *netns_path; /* CreateContainer: appended as LinuxNamespace{network, path}; NULL: not */
-    bool clear_dns;  /* CreateSandbox: field 2 removed */
-    /* Called for each mount of a CreateContainer, before the frame is accepted (missing bind
-     * sources). Its result is ignored but for the log: may be NULL. */
+    /* CreateContainer: appended as LinuxNamespace{network, path}; NULL: not. */
+    const char *netns_path;
+    /* CreateSandbox: field 2 removed. */
+    bool clear_dns;
+    /* Called for each mount of a CreateContainer that is otherwise sound, in the spec's order, when
+     * the whole frame has been checked (missing bind sources). May be NULL. */
     void (*mount)(void *arg, const struct splice_mount *mount);
     void *arg;
 };
 
 /*
- * A whole held frame, header included, to a whole frame in `out` (appended). A frame that turns
- * out not to need an edit is copied as it is. -EMSGSIZE: the body would exceed TTRPC_BODY_MAX, err
- * says by what; -EBADMSG: not a protobuf message of that shape. The caller then answers the stream.
+ * A whole held frame, header included, to a whole frame in `out` (appended; nothing on failure). A
+ * frame that turns out not to need an edit is copied as it is. Where a submessage occurs more than
+ * once the last one is edited: the receiver keeps that one alone. -EMSGSIZE: the body would exceed
+ * TTRPC_BODY_MAX, err says by what; -EBADMSG: not a protobuf message of that shape, or `len` is not
+ * the frame's; -E2BIG: `out` is full. The caller then answers the stream.
  */
 int splice_frame(const uint8_t *frame, size_t len, const struct splice_rules *rules,
                  struct buf *out, struct err *err);
