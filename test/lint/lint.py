@@ -6,7 +6,8 @@ The rules of the tree that a compiler does not check. Each check is a function t
 per breach and raises Skip where this machine lacks what it needs. Without names all run. Exit
 status: 0 kept, 1 broken, 77 (one check only) skipped; with STRICT=1 a skip is a breach.
 
-`lint.py missing` prints the lines that ARCHITECTURE.md lacks, ready to be pasted.
+`lint.py list` writes the list of files in ARCHITECTURE.md anew, from what each file says about itself
+in its opening comment.
 """
 import argparse
 import functools
@@ -40,6 +41,8 @@ MAIN_LINES_MAX = 300
 BLOB_MAX = 1 << 20
 
 FORMAT_MAJOR = "14"
+SENTENCE_MAX = 130
+LISTING = "## Every file\n"
 
 
 class Skip(Exception):
@@ -204,7 +207,7 @@ def check_hosts():
 
 def architecture_must_name():
     return [n for n in tracked() if n.endswith((".c", ".h", ".proto", ".py", ".sh"))
-            or n.startswith(("scripts/", "deploy/", ".ci/"))]
+            or n.startswith(("scripts/", "deploy/", ".ci/")) and not n.endswith("CMakeLists.txt")]
 
 
 def architecture_names():
@@ -223,30 +226,48 @@ def architecture_names():
 def check_architecture():
     named, there = architecture_names(), set(architecture_must_name())
     for name in sorted(there - named):
-        yield f"ARCHITECTURE.md does not name {name}"
+        yield f"ARCHITECTURE.md does not name {name} (test/lint/lint.py list)"
     for name in sorted(named - there):
         if not (ROOT / name).exists():
             yield f"ARCHITECTURE.md names {name}, which does not exist"
 
 
 def first_sentence(name):
-    content = text(name)
-    found = re.search(r"/\*\s*\n \* (.*?)(?:\*/|\n \*\s*\n)", content, re.S) or \
-        re.search(r'"""(.*?)"""', content, re.S)
-    words = re.sub(r"\s*\n\s*\*?\s*", " ", found.group(1)).strip() if found else "?"
-    return re.split(r"(?<=[.:]) ", words)[0].rstrip(".:")
+    """What the file says about itself first: the opening comment, without usage and headings."""
+    content = re.sub(r"^(/\*|#|//|<!--) SPDX.*\n", "", re.sub(r"^#!.*\n", "", text(name)))
+    found = re.match(r"\s*(?:/\*+(.*?)\*/|\"\"\"(.*?)\"\"\"|((?:(?:#|//).*\n)+))", content, re.S)
+    if not found:
+        return "?"
+    lines = [re.sub(r"^[ \t]*(\*|#|//)?[ \t]?", "", line)
+             for line in next(g for g in found.groups() if g).splitlines()]
+    lines = [line for line in lines if not re.match(r"usage:|Theory of operation\s*$", line)]
+    words = "\n".join(lines).strip().split("\n\n")[0].replace("\n", " ")
+    sentence = re.split(r"(?<=[a-z)\"])\. ", words)[0].rstrip(".:") or "?"
+    if len(sentence) > SENTENCE_MAX:
+        sentence = re.split(r"[,;:(][^,;:(]*$", sentence[:SENTENCE_MAX])[0].rstrip()
+    return sentence
 
 
-def print_missing():
-    missing = set(architecture_must_name()) - architecture_names()
-    for name in sorted(missing):
-        twin = name[:-1] + "h"
-        if name.endswith(".h") and name[:-1] + "c" in missing:
+def listing():
+    """The list of files: a heading for each folder, a line for each file or pair."""
+    lines, folder, files = [], None, architecture_must_name()
+    for name in files:
+        if name.endswith(".h") and name[:-1] + "c" in files:
             continue
-        if name.endswith(".c") and twin in missing:
-            print(f"- `{name[:-1]}[ch]`: {first_sentence(twin)}")
-        else:
-            print(f"- `{name}`: {first_sentence(name)}")
+        here = str(pathlib.Path(name).parent)
+        if here != folder:
+            lines += ["", f"### {here}", ""]
+            folder = here
+        pair = name.endswith(".c") and name[:-1] + "h" in files
+        says = first_sentence(name[:-1] + "h") if pair else first_sentence(name)
+        lines.append(f"- `{name[:-1] + '[ch]' if pair else name}`: {says}")
+    return lines
+
+
+def write_listing():
+    content = text("ARCHITECTURE.md")
+    head = content[:content.index(LISTING)]
+    (ROOT / "ARCHITECTURE.md").write_text(head + LISTING + "\n" + "\n".join(listing()) + "\n")
 
 
 # -- tools --
@@ -356,11 +377,11 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--build", type=pathlib.Path, default=BUILD)
-    parser.add_argument("checks", nargs="*", choices=[*CHECKS, "missing", []])
+    parser.add_argument("checks", nargs="*", choices=[*CHECKS, "list", []])
     args = parser.parse_args()
     BUILD = args.build
-    if args.checks == ["missing"]:
-        print_missing()
+    if args.checks == ["list"]:
+        write_listing()
         return 0
     status = [run(name) for name in args.checks or CHECKS]
     if len(status) == 1:
