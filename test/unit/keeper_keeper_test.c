@@ -1,0 +1,579 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The real peerpod-keeper with a child that does what it is told.
+ *
+ * usage: test_keeper_keeper KEEPER. The child is this program again ("child SOCKET"): each of its
+ * lives connects to the test's socket, says what it was given, and obeys one-line commands. All
+ * of them die with the test: the keeper has a parent-death signal, the child sees the end of its
+ * connection.
+ */
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+
+#include <cmocka.h>
+
+#include "base/clock.h"
+#include "base/fs.h"
+#include "base/str.h"
+#include "relay/fdstore.h"
+
+#define MESSAGE 60000
+#define WAIT_MS 15000
+#define NOBODY 65534
+
+static const char *keeper_path, *self_path;
+
+/* -- the child -- */
+
+static int child_socket;
+
+static void say(const char *fmt, ...) _printf_(1, 2);
+
+static void say(const char *fmt, ...)
+{
+    static char text[MESSAGE];
+    va_list ap;
+
+    va_start(ap, fmt);
+    int n = vsnprintf(text, sizeof(text), fmt, ap);
+    va_end(ap);
+    if (send(child_socket, text, (size_t)n, MSG_NOSIGNAL) != n)
+        _exit(99);
+}
+
+static void on_signal(int sig)
+{
+    char text[16];
+    int n = snprintf(text, sizeof(text), "signal %d", sig);
+    send(child_socket, text, (size_t)n, MSG_NOSIGNAL);
+}
+
+static int make_content(const char *content)
+{
+    int fd = memfd_create("content", MFD_CLOEXEC);
+
+    if (fd < 0 || write(fd, content, strlen(content)) < 0)
+        _exit(98);
+    return fd;
+}
+
+static void add(const char *name, const char *content)
+{
+    struct err err = ERR_INIT;
+    _cleanup_close_ int fd = make_content(content);
+
+    if (fdstore_add(name, fd, &err) < 0)
+        say("error %s", err_text(&err));
+}
+
+static void list_one(const char *name, int fd, void *arg)
+{
+    struct buf *out = arg;
+    char content[64] = "";
+
+    if (pread(fd, content, sizeof(content) - 1, 0) < 0)
+        snprintf(content, sizeof(content), "!%d", errno);
+    buf_addf(out, "%s%s=%s%s", out->len ? " " : "", name, content,
+             fcntl(fd, F_GETFD) == FD_CLOEXEC ? "" : "!cloexec");
+}
+
+/* A grandchild whose parent is gone: the keeper's to reap. */
+static void make_orphan(void)
+{
+    pid_t middle = fork();
+
+    if (middle == 0) {
+        pid_t pid = fork();
+        if (pid == 0)
+            _exit(0);
+        say("orphan %d", (int)pid);
+        _exit(0);
+    }
+    waitpid(middle, NULL, 0);
+}
+
+/* Connected as ourselves (the directory lets nobody else in), sent as somebody else. */
+static void add_as(uid_t uid, const char *name, const char *notify_path)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    pid_t pid = fork();
+
+    if (pid == 0) {
+        int fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+        int rights = make_content("foreign");
+        char text[64], control[CMSG_SPACE(sizeof(int))] = {0};
+        struct iovec iov = {.iov_base = text};
+        struct msghdr msg = {.msg_iov = &iov,
+                             .msg_iovlen = 1,
+                             .msg_control = control,
+                             .msg_controllen = sizeof(control)};
+        struct cmsghdr *c = CMSG_FIRSTHDR(&msg);
+        *c = (struct cmsghdr){
+            .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS, .cmsg_len = CMSG_LEN(sizeof(int))};
+        memcpy(CMSG_DATA(c), &rights, sizeof(int));
+        snprintf(address.sun_path, sizeof(address.sun_path), "%s", notify_path);
+        iov.iov_len = (size_t)snprintf(text, sizeof(text), "FDSTORE=1\nFDNAME=%s\nFDPOLL=0", name);
+        if (connect(fd, (struct sockaddr *)&address, sizeof(address)) < 0 || setuid(uid) < 0 ||
+            sendmsg(fd, &msg, 0) < 0)
+            _exit(1);
+        _exit(0);
+    }
+    int status;
+    waitpid(pid, &status, 0);
+    say("sent %d", status);
+}
+
+static void obey(const char *command, const char *notify_path)
+{
+    char name[32], content[32];
+    struct err err = ERR_INIT;
+    int n, from;
+
+    if (sscanf(command, "add %31s %31s", name, content) == 2) {
+        add(name, content);
+        say("ok");
+    } else if (sscanf(command, "many %d %d", &from, &n) == 2) {
+        for (int i = from; i < from + n; i++) {
+            snprintf(name, sizeof(name), "name-of-20-chars%04d", i);
+            snprintf(content, sizeof(content), "%d", i);
+            add(name, content);
+        }
+        say("ok");
+    } else if (sscanf(command, "last-add %31s %31s", name, content) == 2) {
+        add(name, content);
+        kill(getpid(), SIGKILL);
+    } else if (sscanf(command, "remove %31s", name) == 1) {
+        fdstore_remove(name, &err);
+        say("ok");
+    } else if (sscanf(command, "exit %d", &n) == 1) {
+        _exit(n);
+    } else if (str_eq(command, "orphan")) {
+        make_orphan();
+    } else if (sscanf(command, "as %d %31s", &n, name) == 2) {
+        add_as((uid_t)n, name, notify_path);
+    } else if (str_eq(command, "env")) {
+        say("%s %s %s %s", getenv("LISTEN_FDS") ?: "-", getenv("LISTEN_PID") ?: "-",
+            getenv("LISTEN_FDNAMES") ?: "-", getenv("NOTIFY_SOCKET") ?: "-");
+    } else {
+        say("what is '%s'?", command);
+    }
+}
+
+static void say_hello(void)
+{
+    struct buf list = BUF_INIT(MESSAGE - 100);
+
+    fdstore_each(list_one, &list);
+    say("hello %d %s", (int)getpid(), list.data ? list.data : "");
+    buf_done(&list);
+}
+
+static int child_main(const char *path)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    static const int signals[] = {SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2};
+    char command[128], notify_path[100];
+    struct err err = ERR_INIT;
+    ssize_t n;
+
+    snprintf(notify_path, sizeof(notify_path), "%s", getenv("NOTIFY_SOCKET") ?: "");
+    snprintf(address.sun_path, sizeof(address.sun_path), "%s", path);
+    int r = fdstore_init(&err);
+    child_socket = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+    if (connect(child_socket, (struct sockaddr *)&address, sizeof(address)) < 0)
+        return 97;
+    if (r < 0)
+        say("error %s", err_text(&err));
+    for (size_t i = 0; i < ARRAY_SIZE(signals); i++)
+        sigaction(signals[i], &(struct sigaction){.sa_handler = on_signal, .sa_flags = SA_RESTART},
+                  NULL);
+    say_hello();
+    while ((n = recv(child_socket, command, sizeof(command) - 1, 0)) > 0) {
+        command[n] = '\0';
+        obey(command, notify_path);
+    }
+    return 0;
+}
+
+/* -- the test's side -- */
+
+struct fixture {
+    char dir[64], path[96];
+    int listener, conn;
+    pid_t keeper, child;
+    char reply[MESSAGE];
+    char store[MESSAGE]; /* what the last hello said */
+};
+
+static int setup(void **state)
+{
+    struct fixture *f = xcalloc(1, sizeof(*f));
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+
+    snprintf(f->dir, sizeof(f->dir), "/tmp/keeper-test.XXXXXX");
+    assert_non_null(mkdtemp(f->dir));
+    snprintf(f->path, sizeof(f->path), "%s/sock", f->dir);
+    snprintf(address.sun_path, sizeof(address.sun_path), "%s", f->path);
+    f->listener = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+    assert_int_equal(bind(f->listener, (struct sockaddr *)&address, sizeof(address)), 0);
+    assert_int_equal(listen(f->listener, 8), 0);
+    f->conn = -1;
+    *state = f;
+    return 0;
+}
+
+static int teardown(void **state)
+{
+    struct fixture *f = *state;
+
+    closep(&f->conn);
+    close(f->listener);
+    if (f->keeper > 0) {
+        kill(f->keeper, SIGTERM);
+        waitpid(f->keeper, NULL, 0);
+    }
+    fs_remove_tree(AT_FDCWD, f->dir, NULL);
+    free(f);
+    return 0;
+}
+
+/* Words end with NULL. */
+static void start_keeper(struct fixture *f, const char *const *words)
+{
+    const char *argv[32] = {keeper_path};
+    size_t n = 1;
+    pid_t parent = getpid();
+
+    for (; *words; words++)
+        argv[n++] = *words;
+    f->keeper = fork();
+    assert_true(f->keeper >= 0);
+    if (f->keeper == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        if (getppid() != parent)
+            _exit(1);
+        setenv("LISTEN_FDS", "7", 1); /* not the child's business */
+        execv(keeper_path, (char *const *)(uintptr_t)argv);
+        _exit(96);
+    }
+}
+
+static void start_with_child(struct fixture *f)
+{
+    const char *const words[] = {"-log-level", "error", "-restart-max", "200ms", "-settled",
+                                 "10s",        "--",    self_path,      "child", f->path,
+                                 NULL};
+    start_keeper(f, words);
+}
+
+static void wait_readable(int fd)
+{
+    struct pollfd p = {.fd = fd, .events = POLLIN};
+    assert_int_equal(poll(&p, 1, WAIT_MS), 1);
+}
+
+static const char *hear(struct fixture *f)
+{
+    wait_readable(f->conn);
+    ssize_t n = recv(f->conn, f->reply, sizeof(f->reply) - 1, 0);
+    assert_true(n > 0);
+    f->reply[n] = '\0';
+    return f->reply;
+}
+
+static const char *ask(struct fixture *f, const char *command)
+{
+    assert_true(send(f->conn, command, strlen(command), MSG_NOSIGNAL) > 0);
+    return hear(f);
+}
+
+static void order(struct fixture *f, const char *command)
+{
+    assert_true(send(f->conn, command, strlen(command), MSG_NOSIGNAL) > 0);
+}
+
+/* The next life of the child. */
+static void meet(struct fixture *f)
+{
+    int n = 0;
+
+    closep(&f->conn);
+    wait_readable(f->listener);
+    f->conn = accept4(f->listener, NULL, NULL, SOCK_CLOEXEC);
+    assert_true(f->conn >= 0);
+    hear(f);
+    assert_int_equal(sscanf(f->reply, "hello %d %n", &f->child, &n), 1);
+    snprintf(f->store, sizeof(f->store), "%s", f->reply + n);
+}
+
+static void kill_child(struct fixture *f)
+{
+    assert_int_equal(kill(f->child, SIGKILL), 0);
+    meet(f);
+}
+
+static int keeper_status(struct fixture *f)
+{
+    int status;
+    assert_int_equal(waitpid(f->keeper, &status, 0), f->keeper);
+    f->keeper = 0;
+    assert_true(WIFEXITED(status));
+    return WEXITSTATUS(status);
+}
+
+static void store_survives_death(void **state)
+{
+    struct fixture *f = *state;
+
+    start_with_child(f);
+    meet(f);
+    assert_string_equal(f->store, "");
+    assert_string_equal(ask(f, "add b two"), "ok");
+    assert_string_equal(ask(f, "add a one"), "ok");
+    kill_child(f);
+    assert_string_equal(f->store, "a=one b=two");
+    assert_string_equal(ask(f, "add c three"), "ok");
+    assert_string_equal(ask(f, "remove b"), "ok");
+    kill_child(f);
+    assert_string_equal(f->store, "a=one c=three");
+    order(f, "exit 3");
+    meet(f);
+    assert_string_equal(f->store, "a=one c=three");
+}
+
+/* Sent by the last instruction of a life: in the next one. */
+static void sent_just_before_death(void **state)
+{
+    struct fixture *f = *state;
+    char command[64], expected[64];
+
+    start_with_child(f);
+    meet(f);
+    for (int i = 0; i < 20; i++) {
+        snprintf(command, sizeof(command), "last-add n%02d v%d", i, i);
+        snprintf(expected, sizeof(expected), "n%02d=v%d", i, i);
+        order(f, command);
+        meet(f);
+        assert_non_null(strstr(f->store, expected));
+    }
+}
+
+static void child_sees_no_protocol_variables(void **state)
+{
+    struct fixture *f = *state;
+
+    start_with_child(f);
+    meet(f);
+    assert_string_equal(ask(f, "env"), "- - - -");
+    assert_string_equal(ask(f, "add x y"), "ok");
+    kill_child(f);
+    assert_string_equal(ask(f, "env"), "- - - -");
+}
+
+/* 1000 names of 20 bytes arrive complete and in order; so they do when numbers collide. */
+static void thousand_descriptors(void **state)
+{
+    struct fixture *f = *state;
+    char expected[64];
+
+    start_with_child(f);
+    meet(f);
+    assert_string_equal(ask(f, "many 0 1000"), "ok");
+    for (int life = 0; life < 3; life++) {
+        kill_child(f);
+        const char *at = f->store;
+        for (int i = life; i < 1000; i++) {
+            int len = snprintf(expected, sizeof(expected), "%sname-of-20-chars%04d=%d",
+                               i == life ? "" : " ", i, i);
+            assert_memory_equal(at, expected, (size_t)len);
+            at += len;
+        }
+        assert_int_equal(*at, '\0');
+        snprintf(expected, sizeof(expected), "remove name-of-20-chars%04d", life);
+        assert_string_equal(ask(f, expected), "ok");
+    }
+}
+
+static void back_off_grows(void **state)
+{
+    struct fixture *f = *state;
+    int64_t gaps[7];
+
+    start_with_child(f);
+    meet(f);
+    for (size_t i = 0; i < ARRAY_SIZE(gaps); i++) {
+        int64_t before = clock_mono_ms();
+        kill_child(f);
+        gaps[i] = clock_mono_ms() - before;
+    }
+    /* 10, 20, 40, 80, 160, 200, 200: lower bounds hold on any machine, upper ones do not. */
+    assert_true(gaps[0] >= 9);
+    assert_true(gaps[2] >= 39);
+    assert_true(gaps[4] >= 159);
+    assert_true(gaps[6] >= 199);
+    assert_true(gaps[0] < 5000);
+}
+
+static void back_off_resets_when_settled(void **state)
+{
+    struct fixture *f = *state;
+    const char *const words[] = {
+        "-log-level", "error", "-restart-min", "10ms",  "-restart-max", "2s", "-settled",
+        "300ms",      "--",    self_path,      "child", f->path,        NULL};
+    start_keeper(f, words);
+    meet(f);
+    for (int i = 0; i < 7; i++)
+        kill_child(f); /* the next pause would be 1280 ms */
+    usleep(400 * 1000);
+    int64_t before = clock_mono_ms();
+    kill_child(f);
+    assert_true(clock_mono_ms() - before < 1000);
+}
+
+static void signals_are_forwarded(void **state)
+{
+    struct fixture *f = *state;
+    static const int signals[] = {SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2, SIGINT, SIGTERM};
+    char expected[32];
+
+    start_with_child(f);
+    meet(f);
+    for (size_t i = 0; i < ARRAY_SIZE(signals); i++) {
+        kill(f->keeper, signals[i]);
+        snprintf(expected, sizeof(expected), "signal %d", signals[i]);
+        assert_string_equal(hear(f), expected);
+    }
+    /* Asked to end, it ends with the child, as the child. */
+    order(f, "exit 42");
+    assert_int_equal(keeper_status(f), 42);
+}
+
+static void killed_when_asked_to_end(void **state)
+{
+    struct fixture *f = *state;
+
+    start_with_child(f);
+    meet(f);
+    kill(f->keeper, SIGTERM);
+    hear(f);
+    kill(f->child, SIGKILL);
+    assert_int_equal(keeper_status(f), 128 + SIGKILL);
+}
+
+static void orphans_are_reaped(void **state)
+{
+    struct fixture *f = *state;
+    char path[64];
+    int pid;
+
+    start_with_child(f);
+    meet(f);
+    assert_int_equal(sscanf(ask(f, "orphan"), "orphan %d", &pid), 1);
+    snprintf(path, sizeof(path), "/proc/%d", pid);
+    int64_t deadline = clock_mono_ms() + WAIT_MS;
+    while (access(path, F_OK) == 0 && clock_mono_ms() < deadline)
+        usleep(1000);
+    assert_int_not_equal(access(path, F_OK), 0);
+}
+
+static void other_users_are_refused(void **state)
+{
+    struct fixture *f = *state;
+
+    if (geteuid() != 0) {
+        print_message("needs root: skipped\n");
+        assert_null(getenv("STRICT"));
+        skip();
+    }
+    start_with_child(f);
+    meet(f);
+    assert_string_equal(ask(f, "as 65534 evil"), "sent 0");
+    assert_string_equal(ask(f, "as 0 good"), "sent 0");
+    kill_child(f);
+    assert_string_equal(f->store, "good=foreign");
+}
+
+static int status_of(struct fixture *f, const char *const *words)
+{
+    start_keeper(f, words);
+    return keeper_status(f);
+}
+
+static void final_statuses(void **state)
+{
+    struct fixture *f = *state;
+    const char *const done[] = {"-log-level", "error", "--", "true", NULL};
+    const char *const usage[] = {"-log-level", "error", "--", "sh", "-c", "exit 2", NULL};
+    const char *const missing[] = {"-log-level=error", "--", "/nonexistent/x", NULL};
+    const char *const no_command[] = {"--", NULL};
+    const char *const bad_flag[] = {"-nonsense", "--", "true", NULL};
+    const char *const reserved[] = {"--socket", "/x", "--", "true", NULL};
+
+    assert_int_equal(status_of(f, done), 0);
+    assert_int_equal(status_of(f, usage), 2);
+    assert_int_equal(status_of(f, missing), 127);
+    assert_int_equal(status_of(f, no_command), 2);
+    assert_int_equal(status_of(f, bad_flag), 2);
+    assert_int_equal(status_of(f, reserved), 2);
+}
+
+/* With descriptors in the store a final status is not final. */
+static void holds_on_while_it_holds(void **state)
+{
+    struct fixture *f = *state;
+
+    start_with_child(f);
+    meet(f);
+    assert_string_equal(ask(f, "add x y"), "ok");
+    order(f, "exit 2");
+    meet(f);
+    assert_string_equal(f->store, "x=y");
+    assert_string_equal(ask(f, "remove x"), "ok");
+    order(f, "exit 2");
+    assert_int_equal(keeper_status(f), 2);
+}
+
+int main(int argc, char **argv)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(store_survives_death, setup, teardown),
+        cmocka_unit_test_setup_teardown(sent_just_before_death, setup, teardown),
+        cmocka_unit_test_setup_teardown(child_sees_no_protocol_variables, setup, teardown),
+        cmocka_unit_test_setup_teardown(thousand_descriptors, setup, teardown),
+        cmocka_unit_test_setup_teardown(back_off_grows, setup, teardown),
+        cmocka_unit_test_setup_teardown(back_off_resets_when_settled, setup, teardown),
+        cmocka_unit_test_setup_teardown(signals_are_forwarded, setup, teardown),
+        cmocka_unit_test_setup_teardown(killed_when_asked_to_end, setup, teardown),
+        cmocka_unit_test_setup_teardown(orphans_are_reaped, setup, teardown),
+        cmocka_unit_test_setup_teardown(other_users_are_refused, setup, teardown),
+        cmocka_unit_test_setup_teardown(final_statuses, setup, teardown),
+        cmocka_unit_test_setup_teardown(holds_on_while_it_holds, setup, teardown),
+    };
+    if (argc == 3 && str_eq(argv[1], "child"))
+        return child_main(argv[2]);
+    if (argc != 2) {
+        fprintf(stderr, "usage: %s KEEPER\n", argv[0]);
+        return 2;
+    }
+    keeper_path = argv[1];
+    self_path = "/proc/self/exe";
+    char real[4096];
+    ssize_t n = readlink("/proc/self/exe", real, sizeof(real) - 1);
+    if (n < 0)
+        return 1;
+    real[n] = '\0';
+    self_path = real;
+    return cmocka_run_group_tests_name("keeper.keeper", tests, NULL, NULL);
+}
