@@ -1,0 +1,217 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The daemon's beginning and end.
+ *
+ * Start (crash-only: there is no other): take the lock, raise the generation, read the records and
+ * take over their descriptors, redial the tunnels, and only then serve hypervisor.sock. The order
+ * matters: nothing touches a ring without the lock, and a shim that is answered must not meet a
+ * half-known state. The listening sockets themselves are in the store, so callers only wait.
+ *
+ * The lock is an flock on a file in the state directory, held for the process's life and inherited
+ * by no child. It is never broken by a timeout. The generation is a number in a file beside it,
+ * raised under the lock; forwarders refuse lower ones, which fences a process that we cannot see.
+ *
+ * End: adaptor_free releases memory and leaves every sandbox as it is.
+ */
+#include "adaptor/adaptor.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <sys/file.h>
+
+#include "adaptor/control.h"
+#include "adaptor/rpc.h"
+#include "adaptor/sandbox.h"
+#include "adaptor/service.h"
+#include "base/clock.h"
+#include "base/log.h"
+#include "relay/fdstore.h"
+#include "relay/relay.h"
+
+#define LOCK_FILE ".lock"
+#define GENERATION_FILE ".generation"
+
+static int check_pods_dir(struct adaptor *a, struct err *err)
+{
+    const char *path = a->config->pods_dir;
+    char real[PATH_MAX];
+    /* The agent socket's path goes through the shim's URL parser (kata-contract.md 2.1). */
+    if (*path != '/' || strpbrk(path, ":%?#"))
+        return err_set(err, -EINVAL,
+                       "-pods-dir %s: must be an absolute path without ':', '%%', '?' and '#'",
+                       path);
+    int r = fs_private_dir(path, err);
+    if (r < 0)
+        return err_wrap(err, r, "-pods-dir");
+    if (!realpath(path, real) || str_format(a->pods_dir, sizeof(a->pods_dir), "%s", real) < 0)
+        return err_set(err, -ENAMETOOLONG, "-pods-dir %s is longer than %zu characters", path,
+                       sizeof(a->pods_dir) - 1);
+    a->pods_fd = open(real, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    return a->pods_fd < 0 ? err_errno(err, -errno, "opening %s", real) : 0;
+}
+
+static int take_lock(struct adaptor *a, struct err *err)
+{
+    a->lock_fd = openat(a->pods_fd, LOCK_FILE, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+    if (a->lock_fd < 0)
+        return err_errno(err, -errno, "opening %s/%s", a->pods_dir, LOCK_FILE);
+    if (flock(a->lock_fd, LOCK_EX | LOCK_NB) < 0)
+        return err_set(err, -EBUSY,
+                       "another cloud-api-adaptor serves %s (it holds %s/%s): stop it first, or "
+                       "choose another -pods-dir",
+                       a->pods_dir, a->pods_dir, LOCK_FILE);
+    return 0;
+}
+
+static int raise_generation(struct adaptor *a, struct err *err)
+{
+    _cleanup_free_ char *text = NULL;
+    struct err local = ERR_INIT;
+    char next[32];
+    int r = fs_read(a->pods_fd, GENERATION_FILE, sizeof(next), &text, NULL, &local);
+    if (r == 0 && str_to_u64(text, UINT64_MAX - 1, &a->generation) < 0)
+        return err_set(err, -EBADMSG, "%s/%s does not hold a number", a->pods_dir, GENERATION_FILE);
+    if (r < 0 && r != -ENOENT)
+        return err_set(err, r, "%s", local.text);
+    a->generation++;
+    snprintf(next, sizeof(next), "%llu", (unsigned long long)a->generation);
+    return fs_write_atomic(a->pods_fd, GENERATION_FILE, next, strlen(next), 0600, err);
+}
+
+static int recover(struct adaptor *a, struct err *err)
+{
+    int fd = openat(a->pods_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    DIR *dir = fd < 0 ? NULL : fdopendir(fd);
+    const char *why;
+    int r = 0;
+    if (!dir)
+        return err_errno(err, -errno, "reading %s", a->pods_dir);
+    for (struct dirent *e; r == 0 && (e = readdir(dir));)
+        if (str_check_sandbox_id(e->d_name, &why) == 0)
+            r = sandbox_recover(a, e->d_name, err);
+    closedir(dir);
+    if (a->n_sandboxes)
+        log_info("%u sandboxes found in %s", a->n_sandboxes, a->pods_dir);
+    return r;
+}
+
+static void drop_unknown(const char *name, int fd, void *arg)
+{
+    (void)fd;
+    (void)arg;
+    log_debug("descriptor %s in the store belongs to nobody: dropped", name);
+    fdstore_remove(name, NULL);
+}
+
+static int serve(struct adaptor *a, const char *store_name, const char *path,
+                 const struct rpc_method *methods, struct rpc_server **ret, struct err *err)
+{
+    int fd = fdstore_take(store_name);
+    bool inherited = fd >= 0;
+    int r = inherited ? 0 : rpc_listen(path, &fd, err);
+    if (r == 0 && !inherited && fdstore_add(store_name, fd, err) < 0) {
+        close(fd);
+        r = -EIO;
+    }
+    if (r < 0)
+        return err_wrap(err, r, "socket %s", path);
+    return rpc_server_new(a->loop, fd, 0, methods, a, ret, err);
+}
+
+static int parse_port(struct adaptor *a, struct err *err)
+{
+    uint64_t port;
+    if (str_to_u64(a->config->forwarder_port, 65535, &port) < 0 || port == 0)
+        return err_set(err, -EINVAL, "-forwarder-port %s is not a port (1 to 65535)",
+                       a->config->forwarder_port);
+    a->forwarder_port = (uint16_t)port;
+    return 0;
+}
+
+static int begin(struct adaptor *a, struct err *err)
+{
+    const unsigned limits[JOB_CLASSES] = {
+        [JOB_CREATE] = (unsigned)a->config->max_creates,
+        [JOB_DELETE] = (unsigned)a->config->max_deletes,
+        [JOB_OTHER] = 8,
+    };
+    int r = parse_port(a, err);
+    if (r == 0)
+        r = fs_boot_id(a->boot, err);
+    if (r == 0)
+        r = check_pods_dir(a, err);
+    if (r == 0)
+        r = take_lock(a, err);
+    if (r == 0)
+        r = raise_generation(a, err);
+    if (r == 0)
+        r = job_pool_new(a->loop, limits, &a->jobs, err);
+    if (r == 0)
+        r = tls_ctx_new(false, &a->tls, err);
+    if (r == 0)
+        r = recover(a, err);
+    if (r == 0)
+        r = serve(a, "hypervisor", a->config->socket, hypervisor_methods, &a->hypervisor, err);
+    if (r == 0)
+        r = serve(a, "control", a->config->control_socket, control_methods, &a->control, err);
+    return r;
+}
+
+static void warn_about_restarts(void)
+{
+    struct err err = ERR_INIT;
+    if (!fdstore_available())
+        log_warn("no descriptor store (peerpod-keeper or systemd): a restart of this daemon ends "
+                 "the pods of this node");
+    if (relay_selftest(&err) < 0)
+        log_warn("a restart of this daemon ends the pods of this node: %s", err_text(&err));
+}
+
+int adaptor_new(uv_loop_t *loop, const struct adaptor_config *config, struct provider *provider,
+                struct adaptor **ret, struct err *err)
+{
+    struct adaptor *a = xcalloc(1, sizeof(*a));
+    a->loop = loop;
+    a->config = config;
+    a->provider = provider;
+    a->pods_fd = a->lock_fd = -1;
+    a->started_ms = clock_real_ms();
+    int r = begin(a, err);
+    if (r < 0) {
+        adaptor_free(a);
+        return r;
+    }
+    warn_about_restarts();
+    fdstore_each(drop_unknown, NULL);
+    log_info("cloud-api-adaptor " PP_VERSION " serves %s with provider %s (generation %llu)",
+             config->socket, provider->type->name, (unsigned long long)a->generation);
+    fdstore_notify("READY=1", NULL);
+    *ret = a;
+    return 0;
+}
+
+/* Lets go of a sandbox without touching its state: descriptors stay in the store, files on disk. */
+static void release_sandbox(struct sandbox *sb)
+{
+    shimconn_release_all(sb);
+    sandbox_free(sb);
+}
+
+void adaptor_free(struct adaptor *a)
+{
+    if (!a)
+        return;
+    a->ending = true;
+    rpc_server_free(a->hypervisor);
+    rpc_server_free(a->control);
+    job_pool_free(a->jobs);
+    while (a->sandboxes)
+        release_sandbox(a->sandboxes);
+    tls_ctx_free(a->tls);
+    closep(&a->pods_fd);
+    closep(&a->lock_fd);
+    uv_run(a->loop, UV_RUN_NOWAIT); /* lets closed handles finish */
+    free(a);
+}

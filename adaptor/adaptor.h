@@ -1,0 +1,46 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The daemon: what all its parts share. One loop thread owns everything here; jobs get copies.
+ */
+#pragma once
+
+#include <uv.h>
+
+#include "adaptor/config.h"
+#include "base/fs.h"
+#include "loop/job.h"
+#include "providers/provider.h"
+#include "wire/tls.h"
+
+struct sandbox;
+struct adaptor;
+struct rpc_server;
+struct info_waiter;
+
+struct adaptor {
+    uv_loop_t *loop;
+    const struct adaptor_config *config;
+    struct provider *provider;
+    struct job_pool *jobs;
+    struct tls_ctx *tls;
+    int pods_fd;       /* the state directory */
+    int lock_fd;       /* held for the process's life (design.md 5, fencing) */
+    char pods_dir[96]; /* absolute */
+    char boot[FS_BOOT_ID_LEN + 1];
+    uint64_t generation;
+    uint16_t forwarder_port;
+    int64_t started_ms;
+    bool ending;               /* nothing new is begun; the next process goes on */
+    struct sandbox *sandboxes; /* list, newest first */
+    unsigned n_sandboxes;
+    struct info_waiter *info_waiters;
+    struct rpc_server *hypervisor, *control;
+};
+
+/*
+ * Takes the lock, opens the state, recovers, listens. provider is borrowed. On failure nothing is
+ * left but what was there before. Frees: adaptor_free, which leaves every sandbox as it is.
+ */
+int adaptor_new(uv_loop_t *loop, const struct adaptor_config *config, struct provider *provider,
+                struct adaptor **ret, struct err *err);
+void adaptor_free(struct adaptor *a);

@@ -1,0 +1,61 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The record of one sandbox, `<pods-dir>/<id>/sandbox.json`: everything that a new process needs to
+ * go on with it, secrets excepted (those lie in files of their own beside it). See record.c.
+ */
+#pragma once
+
+#include "base/fs.h"
+#include "base/json.h"
+#include "base/str.h"
+#include "providers/provider.h"
+#include "wire/tls.h"
+
+#define RECORD_FILE "sandbox.json"
+#define RECORD_MAX (256U << 10)
+#define RECORD_MAJOR 1
+#define RECORD_MINOR 0
+#define RECORD_NAME_MAX 253 /* pod and namespace names */
+#define RECORD_TOKEN_LEN 32
+#define RECORD_KEY_LEN 8
+
+/*
+ * What the daemon may do in each state:
+ *   CREATED   listens for the shim; no instance exists. Leaves by StartVM, StopVM, grace.
+ *   STARTING  an instance may exist, also when no id is known: written before the provider is
+ *             called. Leaves by success, failure, StopVM, the caller's end of file.
+ *   RUNNING   the tunnel has been up once. Leaves by StopVM, shim gone, VM gone.
+ *   DELETING  StopVM has been answered; nothing of it is served. Leaves when the provider confirms
+ *             that nothing is left; then the record goes.
+ */
+enum sandbox_state { SANDBOX_CREATED, SANDBOX_STARTING, SANDBOX_RUNNING, SANDBOX_DELETING };
+
+struct record {
+    char id[SANDBOX_ID_MAX + 1];
+    char pod[RECORD_NAME_MAX + 1], namespace[RECORD_NAME_MAX + 1];
+    char netns[256];
+    char boot[FS_BOOT_ID_LEN + 1];
+    enum sandbox_state state;
+    int64_t created_ms, started_ms; /* real time; 0: not yet */
+    struct instance_spec spec;
+    char spec_digest[65];             /* sha256 of what the instance is made from */
+    char token[RECORD_TOKEN_LEN + 1]; /* idempotency token */
+    char key[RECORD_KEY_LEN + 1];     /* prefix of this sandbox's names in the fd store */
+    struct instance instance;         /* id "": none known */
+    uint8_t peer_pin[TLS_PIN_SIZE];
+    bool enrolled;
+    uint32_t next_channel;
+    char last_error[ERR_TEXT_MAX];
+    struct json_object *raw; /* as read: fields of a newer minor version live here; owned */
+};
+
+const char *sandbox_state_name(enum sandbox_state state);
+
+/* Reads DIRFD/sandbox.json. -ENOENT: none. -EBADMSG: not a record. -EPROTONOSUPPORT: of a newer
+ * major version (the daemon must end then). */
+int record_read(int dirfd, struct record *ret, struct err *err);
+/* Atomic; keeps what it did not understand when it was read. */
+int record_write(int dirfd, struct record *r, struct err *err);
+/* The JSON text of it, owned. */
+char *record_text(struct record *r);
+void record_done(struct record *r);

@@ -1,0 +1,108 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Sandboxes: one pod, one VM. See sandbox.c for the life of one, record.h for its states.
+ * Everything on the loop.
+ */
+#pragma once
+
+#include "adaptor/adaptor.h"
+#include "adaptor/podspec.h"
+#include "adaptor/record.h"
+#include "relay/tunnel.h"
+
+#define SANDBOX_SECRET_SIZE 32
+#define SANDBOX_REFUSALS_MAX 3 /* of the tunnel before StartVM fails */
+
+struct shimconn;
+
+/* Somebody who waits for an outcome. Embedded in what the waiter allocates; done is called exactly
+ * once (err NULL: success) unless the waiter was taken back. */
+struct waiter {
+    struct waiter *next;
+    void (*done)(struct waiter *w, const struct err *err);
+};
+
+struct sandbox {
+    struct sandbox *next;
+    struct adaptor *adaptor;
+    struct record record;
+    int dir; /* of its state */
+    char socket_path[108];
+    struct tls_identity *identity;
+    uint8_t secret[SANDBOX_SECRET_SIZE]; /* enrolment; all zero once enrolled */
+    int listen_fd;
+    uv_poll_t *listen_poll;
+    struct shimconn *conns;
+    struct tunnel *tunnel;
+    bool tunnel_up, agent_ready;
+    uint64_t bytes_tx, bytes_rx; /* of tunnels that are no more */
+    struct job *job;             /* the one in flight: create, wait or delete */
+    struct waiter *starters;     /* StartVM calls */
+    struct waiter *enders;       /* wait until a DELETING sandbox has gone */
+    uv_timer_t timer; /* CREATED: grace; STARTING: deadline; RUNNING: shim gone; DELETING: retry */
+    const char *step; /* of STARTING, for people: "waiting for the forwarder" */
+    struct err tunnel_err;
+    unsigned refusals, delete_tries;
+    int64_t start_began_ms; /* monotonic */
+};
+
+/* -- registry (sandbox.c) -- */
+
+/* NULL when there is none. Exact. */
+struct sandbox *sandbox_find(struct adaptor *a, const char *id);
+struct sandbox *sandbox_find_token(struct adaptor *a, const char *token);
+/* A new sandbox in state CREATED, with its state on disk and its socket listening. */
+int sandbox_create(struct adaptor *a, const struct podspec *spec, struct sandbox **ret,
+                   struct err *err);
+/* At start: the sandbox that lies in this directory of the state; 0 also when there is nothing to
+ * take over. -EPROTONOSUPPORT: the daemon must not go on. */
+int sandbox_recover(struct adaptor *a, const char *name, struct err *err);
+int sandbox_save(struct sandbox *sb, struct err *err);
+/* Remembers for status and logs; does not save. */
+void sandbox_note_error(struct sandbox *sb, const char *step, const struct err *err);
+void sandbox_arm(struct sandbox *sb, int64_t ms, uv_timer_cb fn);
+void sandbox_disarm(struct sandbox *sb);
+/* Ends the listener, connections and tunnel; the shim sees end of file at once. */
+void sandbox_close_streams(struct sandbox *sb);
+/* Takes it out of the registry and frees it. Its state is untouched. */
+void sandbox_free(struct sandbox *sb);
+void waiter_add(struct waiter **list, struct waiter *w);
+bool waiter_remove(struct waiter **list, struct waiter *w);
+void waiters_done(struct waiter **list, const struct err *err);
+
+/* -- StartVM (start.c) -- */
+
+/* Joins a start that is under way, succeeds at once for a running sandbox. timeout_ns 0: none. w's
+ * done may be called before this returns. */
+void sandbox_start(struct sandbox *sb, int64_t timeout_ns, struct waiter *w);
+/* The waiter's client is gone: w is forgotten; the last one takes the start with it. */
+void sandbox_start_abandon(struct sandbox *sb, struct waiter *w);
+/* The start has failed: says so to all who wait, and begins to delete what was made. */
+void sandbox_start_fail(struct sandbox *sb, const char *step, const struct err *err);
+/* Makes the tunnel of a sandbox whose instance has an address, and dials. */
+int sandbox_tunnel_open(struct sandbox *sb, struct err *err);
+
+/* -- StopVM (stop.c) -- */
+
+/* Idempotent. On return the state is DELETING on disk, nothing is served any more, and deletion
+ * goes on in the background until the provider confirms it. why: for the log. */
+void sandbox_stop(struct sandbox *sb, const char *why);
+/* The job in flight has ended while DELETING, or the daemon has just started. */
+void sandbox_delete_continue(struct sandbox *sb);
+/* RUNNING: begins or ends the grace period, by whether a shim is connected. */
+void sandbox_watch_shim(struct sandbox *sb);
+
+/* -- connections of the shim (shimconn.c) -- */
+
+int shimconn_listen(struct sandbox *sb, struct err *err);
+void shimconn_unlisten(struct sandbox *sb);
+/* Takes over the connections that the state and the store hold. */
+void shimconn_recover_all(struct sandbox *sb);
+void shimconn_close_all(struct sandbox *sb);
+/* Frees listener and connections of this process only; the store and the files keep them. */
+void shimconn_release_all(struct sandbox *sb);
+/* Gives all of them to a new tunnel. */
+void shimconn_attach_all(struct sandbox *sb);
+unsigned shimconn_count(const struct sandbox *sb);
+/* Is there one that has sent a byte (the ttrpc connection of the pod)? */
+bool shimconn_has_control(const struct sandbox *sb);

@@ -1,0 +1,456 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The shim's connections to the agent: each is a relay (lib/relay/relay.h) whose far side is one
+ * channel of the sandbox's tunnel. Bytes are moved, never looked at.
+ *
+ *     shim --agent.ttrpc--> relay.in  --channel--> forwarder --> agent
+ *                       <-- relay.out <--channel--
+ *
+ * Birth: accept; number it (the record knows the next number, so that none is used twice); put the
+ * descriptors into the store; make the relay's file; only then read. A crash in between leaves a
+ * file without descriptors, or descriptors without a file: recovery drops both, the shim sees its
+ * connection closed, as it would have been without us.
+ *
+ * End: when the socket is broken or closed both ways, when both directions have ended and all is
+ * acknowledged, or when the far side says that its end is gone. Then channel, names in the store,
+ * descriptors and file go, in this order.
+ *
+ * A connection that has sent a byte is the pod's control connection; one that never does (the Rust
+ * runtime's log reader) is carried and means nothing when it ends.
+ */
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <sys/socket.h>
+
+#include "adaptor/rpc.h"
+#include "adaptor/sandbox.h"
+#include "base/log.h"
+#include "relay/fdstore.h"
+#include "relay/pump.h"
+#include "relay/relay.h"
+
+#define SHIMCONNS_MAX 16 /* of one sandbox; more wait in the backlog */
+
+struct shimconn {
+    struct shimconn *next;
+    struct sandbox *sandbox;
+    uint32_t id;
+    struct relay *relay;
+    struct pump *pump;
+    bool fin_received; /* the agent's side sends no more */
+};
+
+/* -- names: in the state directory, and in the descriptor store -- */
+
+struct conn_names {
+    char file[24];
+    char fd[3][FDSTORE_NAME_MAX + 1]; /* socket, pipe's read end, pipe's write end */
+};
+
+static struct conn_names names_of(const struct sandbox *sb, uint32_t id)
+{
+    struct conn_names n;
+    snprintf(n.file, sizeof(n.file), "c%u.relay", id);
+    for (int i = 0; i < 3; i++)
+        snprintf(n.fd[i], sizeof(n.fd[i]), "%s.%c%u", sb->record.key, "crw"[i], id);
+    return n;
+}
+
+static void listener_name(const struct sandbox *sb, char out[FDSTORE_NAME_MAX + 1])
+{
+    snprintf(out, FDSTORE_NAME_MAX + 1, "%s.l", sb->record.key);
+}
+
+static void forget(struct sandbox *sb, uint32_t id)
+{
+    struct conn_names names = names_of(sb, id);
+    for (int i = 0; i < 3; i++)
+        fdstore_remove(names.fd[i], NULL);
+    unlinkat(sb->dir, names.file, 0);
+}
+
+/* -- the channel's view -- */
+
+static uint64_t ep_tx_head(void *ep)
+{
+    return relay_in_head(((struct shimconn *)ep)->relay);
+}
+
+static bool ep_tx_fin(void *ep)
+{
+    return relay_in_eof(((struct shimconn *)ep)->relay);
+}
+
+static uint64_t ep_tx_tail(void *ep)
+{
+    return relay_in_tail(((struct shimconn *)ep)->relay);
+}
+
+static size_t ep_tx_peek(void *ep, uint64_t offset, const uint8_t **ret)
+{
+    return relay_in_peek(((struct shimconn *)ep)->relay, offset, ret);
+}
+
+static int ep_tx_acked(void *ep, uint64_t offset)
+{
+    struct shimconn *c = ep;
+    int r = relay_in_ack(c->relay, offset);
+    pump_kick(c->pump);
+    return r;
+}
+
+static uint64_t ep_rx_held(void *ep)
+{
+    return relay_out_head(((struct shimconn *)ep)->relay);
+}
+
+static uint64_t ep_rx_limit(void *ep)
+{
+    const struct shimconn *c = ep;
+    return relay_out_head(c->relay) + relay_out_free(c->relay);
+}
+
+static ssize_t ep_rx_space(void *ep, uint8_t **ret)
+{
+    return relay_out_space(((struct shimconn *)ep)->relay, ret);
+}
+
+static void ep_rx_commit(void *ep, size_t n)
+{
+    struct shimconn *c = ep;
+    relay_out_commit(c->relay, n, NULL, 0);
+    pump_kick(c->pump);
+}
+
+static void ep_rx_fin(void *ep)
+{
+    struct shimconn *c = ep;
+    c->fin_received = true;
+    relay_out_fin(c->relay);
+    pump_kick(c->pump);
+}
+
+static bool ep_rx_has_fin(void *ep)
+{
+    return ((struct shimconn *)ep)->fin_received;
+}
+
+static void conn_end(struct shimconn *c, bool tell_peer, const char *reason);
+
+static void ep_gone(void *ep, const char *reason)
+{
+    conn_end(ep, false, reason);
+}
+
+static const struct channel_ops channel_callbacks = {
+    .tx_head = ep_tx_head,
+    .tx_fin = ep_tx_fin,
+    .tx_tail = ep_tx_tail,
+    .tx_peek = ep_tx_peek,
+    .tx_acked = ep_tx_acked,
+    .rx_held = ep_rx_held,
+    .rx_limit = ep_rx_limit,
+    .rx_space = ep_rx_space,
+    .rx_commit = ep_rx_commit,
+    .rx_fin = ep_rx_fin,
+    .rx_has_fin = ep_rx_has_fin,
+    .gone = ep_gone,
+};
+
+/* -- the pump's view -- */
+
+static void on_in_ready(void *owner)
+{
+    struct shimconn *c = owner;
+    if (relay_in_head(c->relay) > 0)
+        sandbox_watch_shim(c->sandbox);
+    if (c->sandbox->tunnel)
+        tunnel_channel_kick(c->sandbox->tunnel, c->id);
+}
+
+static bool finished_both_ways(const struct shimconn *c)
+{
+    return relay_in_eof(c->relay) && relay_in_tail(c->relay) == relay_in_head(c->relay) &&
+           relay_out_finished(c->relay);
+}
+
+static void on_out_room(void *owner)
+{
+    struct shimconn *c = owner;
+    if (c->sandbox->tunnel)
+        tunnel_channel_kick(c->sandbox->tunnel, c->id);
+    if (finished_both_ways(c))
+        conn_end(c, true, "both directions have ended");
+}
+
+static void on_broken(void *owner, int error)
+{
+    conn_end(owner, true, error ? strerror(-error) : "closed by the shim");
+}
+
+static const struct pump_ops pump_callbacks = {
+    .in_ready = on_in_ready,
+    .out_room = on_out_room,
+    .broken = on_broken,
+};
+
+/* -- life -- */
+
+/* Descriptors and file go on without us: the next process takes them over. */
+static void conn_let_go(struct shimconn *c)
+{
+    struct shimconn **at = &c->sandbox->conns;
+    while (*at != c)
+        at = &(*at)->next;
+    *at = c->next;
+    if (c->pump)
+        pump_stop(c->pump);
+    relay_close(c->relay);
+    free(c);
+}
+
+static void conn_release(struct shimconn *c)
+{
+    forget(c->sandbox, c->id);
+    conn_let_go(c);
+}
+
+static void conn_end(struct shimconn *c, bool tell_peer, const char *reason)
+{
+    struct sandbox *sb = c->sandbox;
+    log_entry(LOG_LEVEL_DEBUG, sb->record.id, "shim", "connection %u ended after %llu bytes: %s",
+              c->id, (unsigned long long)relay_in_head(c->relay), reason);
+    if (tell_peer && sb->tunnel)
+        tunnel_channel_remove(sb->tunnel, c->id, reason);
+    conn_release(c);
+    sandbox_watch_shim(sb);
+}
+
+/* Takes the relay. */
+static int conn_add(struct sandbox *sb, uint32_t id, struct relay *relay, struct err *err)
+{
+    struct shimconn *c = xcalloc(1, sizeof(*c));
+    uint8_t *space;
+    c->sandbox = sb;
+    c->id = id;
+    c->relay = relay;
+    c->fin_received = relay_out_space(relay, &space) == -EPIPE;
+    c->next = sb->conns;
+    sb->conns = c;
+    int r = pump_start(sb->adaptor->loop, relay, &pump_callbacks, c, &c->pump, err);
+    if (r == 0 && sb->tunnel && tunnel_channel_add(sb->tunnel, id, &channel_callbacks, c) < 0)
+        r = err_set(err, -EUSERS, "the tunnel has too many channels");
+    if (r < 0)
+        conn_release(c);
+    return r;
+}
+
+static int store_fds(struct sandbox *sb, uint32_t id, const struct relay_fds *fds, struct err *err)
+{
+    struct conn_names names = names_of(sb, id);
+    int r = fdstore_add(names.fd[0], fds->socket, err);
+    if (r == 0)
+        r = fdstore_add(names.fd[1], fds->pipe_read, err);
+    if (r == 0)
+        r = fdstore_add(names.fd[2], fds->pipe_write, err);
+    return r;
+}
+
+static void close_fds(const struct relay_fds *fds)
+{
+    closep(&fds->socket);
+    closep(&fds->pipe_read);
+    closep(&fds->pipe_write);
+}
+
+/* Takes fd. */
+static int conn_accept(struct sandbox *sb, int fd, struct err *err)
+{
+    struct relay_fds fds = {.socket = fd, .pipe_read = -1, .pipe_write = -1};
+    struct relay *relay = NULL;
+    uint32_t id = sb->record.next_channel++;
+    int r = sandbox_save(sb, err);
+    if (r == 0)
+        r = relay_pipe(&fds, err);
+    if (r == 0)
+        r = store_fds(sb, id, &fds, err);
+    if (r == 0)
+        r = relay_create(sb->dir, names_of(sb, id).file, &fds, RELAY_RING_DEFAULT, &relay, err);
+    if (r < 0) {
+        close_fds(&fds);
+        forget(sb, id);
+        return r;
+    }
+    return conn_add(sb, id, relay, err);
+}
+
+static bool peer_allowed(int fd)
+{
+    struct ucred peer;
+    socklen_t len = sizeof(peer);
+    return getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &len) == 0 &&
+           (peer.uid == 0 || peer.uid == geteuid());
+}
+
+static void on_listener(uv_poll_t *poll, int status, int events)
+{
+    struct sandbox *sb = poll->data;
+    struct err err = ERR_INIT;
+    (void)events;
+    if (status < 0 || shimconn_count(sb) >= SHIMCONNS_MAX)
+        return;
+    int fd = accept4(sb->listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+    if (fd < 0)
+        return;
+    if (!peer_allowed(fd)) {
+        log_entry(LOG_LEVEL_WARN, sb->record.id, "shim",
+                  "a connection to the agent socket by a user other than root was refused");
+        close(fd);
+    } else if (conn_accept(sb, fd, &err) < 0) {
+        log_entry(LOG_LEVEL_ERROR, sb->record.id, "shim", "a connection was closed: %s",
+                  err_text(&err));
+    }
+}
+
+static void poll_closed(uv_handle_t *handle)
+{
+    free(handle);
+}
+
+int shimconn_listen(struct sandbox *sb, struct err *err)
+{
+    char name[FDSTORE_NAME_MAX + 1];
+    listener_name(sb, name);
+    sb->listen_fd = fdstore_take(name);
+    bool inherited = sb->listen_fd >= 0;
+    int r = inherited ? 0 : rpc_listen(sb->socket_path, &sb->listen_fd, err);
+    if (r == 0 && !inherited)
+        r = fdstore_add(name, sb->listen_fd, err);
+    if (r < 0)
+        return err_wrap(err, r, "the agent socket of sandbox %s", sb->record.id);
+    sb->listen_poll = xcalloc(1, sizeof(*sb->listen_poll));
+    r = uv_poll_init(sb->adaptor->loop, sb->listen_poll, sb->listen_fd);
+    if (r < 0) {
+        free(TAKE_PTR(sb->listen_poll));
+        return err_set(err, r, "watching the agent socket: %s", uv_strerror(r));
+    }
+    sb->listen_poll->data = sb;
+    uv_poll_start(sb->listen_poll, UV_READABLE, on_listener);
+    return 0;
+}
+
+static void listener_let_go(struct sandbox *sb)
+{
+    if (sb->listen_poll)
+        uv_close((uv_handle_t *)TAKE_PTR(sb->listen_poll), poll_closed);
+    if (sb->listen_fd >= 0)
+        close(TAKE_FD(sb->listen_fd));
+}
+
+void shimconn_unlisten(struct sandbox *sb)
+{
+    char name[FDSTORE_NAME_MAX + 1];
+    if (sb->listen_fd < 0)
+        return;
+    listener_name(sb, name);
+    fdstore_remove(name, NULL);
+    unlinkat(sb->dir, "agent.ttrpc", 0);
+    listener_let_go(sb);
+}
+
+void shimconn_release_all(struct sandbox *sb)
+{
+    listener_let_go(sb);
+    while (sb->conns)
+        conn_let_go(sb->conns);
+}
+
+static void conn_recover(struct sandbox *sb, uint32_t id)
+{
+    struct conn_names names = names_of(sb, id);
+    struct err err = ERR_INIT;
+    struct relay *relay = NULL;
+    struct relay_fds fds = {
+        .socket = fdstore_take(names.fd[0]),
+        .pipe_read = fdstore_take(names.fd[1]),
+        .pipe_write = fdstore_take(names.fd[2]),
+    };
+    int r = -EBADF;
+    if (fds.socket >= 0 && fds.pipe_read >= 0 && fds.pipe_write >= 0) {
+        r = relay_recover(sb->dir, names.file, &fds, &relay, &err);
+        if (r == -ENODATA) { /* the predecessor died inside relay_create */
+            err_clear(&err);
+            unlinkat(sb->dir, names.file, 0);
+            r = relay_create(sb->dir, names.file, &fds, RELAY_RING_DEFAULT, &relay, &err);
+        }
+    } else {
+        err_set(&err, r, "its descriptors are not in the store");
+    }
+    if (r < 0) {
+        close_fds(&fds);
+        forget(sb, id);
+    } else {
+        r = conn_add(sb, id, relay, &err);
+    }
+    if (r < 0)
+        log_entry(LOG_LEVEL_ERROR, sb->record.id, "recover",
+                  "connection %u of the shim is lost: %s", id, err_text(&err));
+}
+
+static uint32_t id_of_file(const char *name)
+{
+    char digits[16] = "";
+    uint64_t id;
+    const char *end = strstr(name, ".relay");
+    if (*name != 'c' || !end || end[6] || (size_t)(end - name) > sizeof(digits))
+        return 0;
+    memcpy(digits, name + 1, (size_t)(end - name) - 1);
+    return str_to_u64(digits, UINT32_MAX, &id) < 0 ? 0 : (uint32_t)id;
+}
+
+void shimconn_recover_all(struct sandbox *sb)
+{
+    uint32_t ids[SHIMCONNS_MAX];
+    size_t n = 0;
+    int fd = openat(sb->dir, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    DIR *dir = fd < 0 ? NULL : fdopendir(fd);
+    if (!dir)
+        return;
+    for (struct dirent *e; n < SHIMCONNS_MAX && (e = readdir(dir));)
+        if (id_of_file(e->d_name))
+            ids[n++] = id_of_file(e->d_name);
+    closedir(dir);
+    while (n > 0)
+        conn_recover(sb, ids[--n]);
+}
+
+void shimconn_close_all(struct sandbox *sb)
+{
+    while (sb->conns)
+        conn_release(sb->conns);
+}
+
+void shimconn_attach_all(struct sandbox *sb)
+{
+    for (struct shimconn *c = sb->conns; c; c = c->next)
+        if (tunnel_channel_add(sb->tunnel, c->id, &channel_callbacks, c) < 0)
+            log_entry(LOG_LEVEL_ERROR, sb->record.id, "shim", "connection %u has no channel",
+                      c->id);
+}
+
+unsigned shimconn_count(const struct sandbox *sb)
+{
+    unsigned n = 0;
+    for (const struct shimconn *c = sb->conns; c; c = c->next)
+        n++;
+    return n;
+}
+
+bool shimconn_has_control(const struct sandbox *sb)
+{
+    for (const struct shimconn *c = sb->conns; c; c = c->next)
+        if (relay_in_head(c->relay) > 0)
+            return true;
+    return false;
+}

@@ -1,0 +1,162 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * StopVM and every other end of a sandbox.
+ *
+ * sandbox_stop is the one way into DELETING. It closes what the shim sees, writes the record, and
+ * returns at once, whatever the provider does; a caller with a 1 s timeout (runtime-rs) is answered
+ * in time. Behind it a job deletes the instance, again and again with growing pauses, until the
+ * provider confirms that nothing is left. Only then the directory and the struct go. A failed
+ * delete is never forgotten: the record says DELETING, and a new daemon goes on with it.
+ *
+ * An instance whose id is not known (we died, or failed, between the call and its answer) is looked
+ * up by our tag first.
+ */
+#include <errno.h>
+
+#include "adaptor/sandbox.h"
+#include "base/log.h"
+
+#define DELETE_RETRY_MIN_MS 1000
+#define DELETE_RETRY_MAX_MS 60000
+
+struct delete_job {
+    struct adaptor *adaptor; /* loop only */
+    char token[RECORD_TOKEN_LEN + 1];
+    struct provider *provider;
+    struct instance instance;
+    int result;
+    struct err err;
+};
+
+static void delete_run(struct job *job, void *arg)
+{
+    struct delete_job *j = arg;
+    const struct provider_type *type = j->provider->type;
+    if (!*j->instance.id) {
+        int r = type->find(j->provider, job, j->instance.sandbox, &j->instance, &j->err);
+        if (r == -ENOENT)
+            return; /* nothing was made */
+        if (r < 0) {
+            j->result = r;
+            return;
+        }
+    }
+    j->result = type->delete (j->provider, job, &j->instance, &j->err);
+}
+
+static void delete_finished(struct sandbox *sb)
+{
+    struct adaptor *a = sb->adaptor;
+    struct err err = ERR_INIT;
+    log_entry(LOG_LEVEL_INFO, sb->record.id, "delete", "sandbox of pod %s/%s is gone%s%s",
+              sb->record.namespace, sb->record.pod, *sb->record.instance.id ? ", instance " : "",
+              sb->record.instance.id);
+    if (fs_remove_tree(a->pods_fd, sb->record.id, &err) < 0)
+        log_entry(LOG_LEVEL_ERROR, sb->record.id, "delete", "%s", err_text(&err));
+    struct waiter *enders = TAKE_PTR(sb->enders);
+    sandbox_free(sb);
+    waiters_done(&enders, NULL);
+}
+
+static void delete_again(uv_timer_t *timer)
+{
+    sandbox_delete_continue(timer->data);
+}
+
+static void delete_failed(struct sandbox *sb, struct err *err)
+{
+    int64_t pause = DELETE_RETRY_MIN_MS << MIN(sb->delete_tries, 6U);
+    pause = MIN(pause, (int64_t)DELETE_RETRY_MAX_MS);
+    sb->delete_tries++;
+    err_wrap(err, err->code, "deleting instance %s (try %u, next in %lld s)",
+             sb->record.instance.name, sb->delete_tries, (long long)(pause / 1000));
+    sandbox_note_error(sb, "delete", err);
+    sandbox_arm(sb, pause, delete_again);
+}
+
+static void delete_done(void *arg, bool ran)
+{
+    struct delete_job *j = arg;
+    struct sandbox *sb = sandbox_find_token(j->adaptor, j->token);
+    sb->job = NULL;
+    if (*j->instance.id)
+        sb->record.instance = j->instance;
+    if (ran && j->result == 0) {
+        delete_finished(sb);
+    } else if (ran) {
+        if (!j->err.code)
+            err_set(&j->err, j->result, "%s", strerror(-j->result));
+        delete_failed(sb, &j->err);
+    } /* else: the daemon is ending; the next one goes on */
+    free(j);
+}
+
+static void delete_begin(struct sandbox *sb)
+{
+    struct err err = ERR_INIT;
+    struct delete_job *j = xcalloc(1, sizeof(*j));
+    j->adaptor = sb->adaptor;
+    j->provider = sb->adaptor->provider;
+    memcpy(j->token, sb->record.token, sizeof(j->token));
+    j->instance = sb->record.instance;
+    if (job_start(sb->adaptor->jobs, JOB_DELETE, "delete", 0, delete_run, delete_done, j, &sb->job,
+                  &err) < 0) {
+        free(j);
+        delete_failed(sb, &err);
+    }
+}
+
+void sandbox_delete_continue(struct sandbox *sb)
+{
+    if (sb->job || sb->adaptor->ending)
+        return;
+    if (sb->record.started_ms)
+        delete_begin(sb);
+    else
+        delete_finished(sb); /* the provider has never heard of it */
+}
+
+static void delete_soon(uv_timer_t *timer)
+{
+    sandbox_delete_continue(timer->data);
+}
+
+void sandbox_stop(struct sandbox *sb, const char *why)
+{
+    struct err err = ERR_INIT;
+    if (sb->record.state == SANDBOX_DELETING)
+        return;
+    log_entry(LOG_LEVEL_INFO, sb->record.id, "stop", "deleting: %s", why);
+    sb->record.state = SANDBOX_DELETING;
+    if (sandbox_save(sb, &err) < 0)
+        log_entry(LOG_LEVEL_ERROR, sb->record.id, "stop", "%s", err_text(&err));
+    sandbox_close_streams(sb);
+    if (sb->starters) {
+        struct err stopped = ERR_INIT;
+        err_set(&stopped, -ECANCELED, "StartVM: sandbox %s was stopped: %s", sb->record.id, why);
+        waiters_done(&sb->starters, &stopped);
+    }
+    sandbox_disarm(sb);
+    if (sb->job)
+        job_cancel(sb->job); /* its end continues the deletion */
+    else
+        sandbox_arm(sb, 0, delete_soon); /* callers may still look at sb in this turn */
+}
+
+/* -- the shim's life -- */
+
+static void shim_gone(uv_timer_t *timer)
+{
+    sandbox_stop(timer->data, "the shim has closed its connection (or never made one) and has not "
+                              "called StopVM");
+}
+
+void sandbox_watch_shim(struct sandbox *sb)
+{
+    if (sb->record.state != SANDBOX_RUNNING)
+        return;
+    if (shimconn_has_control(sb))
+        sandbox_disarm(sb);
+    else if (!uv_is_active((uv_handle_t *)&sb->timer))
+        sandbox_arm(sb, sb->adaptor->config->grace_shim_gone_ns / 1000000, shim_gone);
+}
