@@ -1,0 +1,81 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Links, addresses and routes of the namespace that an rtnl socket belongs to. The adding forms
+ * succeed when the same thing is there already, the deleting ones when nothing is.
+ */
+#pragma once
+
+#include <net/if.h>
+#include <netinet/in.h>
+
+#include "net/rtnl.h"
+
+#define NET_ADDRESS_SIZE 64 /* text with prefix length, either family */
+#define NET_MAC_LEN 6
+
+/* An address of either family. */
+struct net_address {
+    int family; /* AF_INET, AF_INET6; 0: none */
+    unsigned char bytes[16];
+};
+
+size_t net_address_len(const struct net_address *a);
+/* Numeric text without prefix; -EINVAL. */
+int net_address_parse(const char *text, struct net_address *ret);
+void net_address_format(const struct net_address *a, char out[NET_ADDRESS_SIZE]);
+bool net_address_eq(const struct net_address *a, const struct net_address *b);
+
+struct link {
+    int index;
+    int peer_index; /* IFLA_LINK: a veth's other end, in its own namespace; 0: none */
+    unsigned flags; /* IFF_UP, ... */
+    uint32_t mtu;
+    char name[IFNAMSIZ];
+    char kind[16];                  /* "veth", "vxlan"; "" for hardware and loopback */
+    unsigned char mac[NET_MAC_LEN]; /* zero when it has none of this length */
+};
+
+/* -ENODEV without err set when there is none of that name. */
+int link_find(struct rtnl *nl, const char *name, struct link *ret, struct err *err);
+/* Owned array: free(). */
+int link_list(struct rtnl *nl, struct link **ret, size_t *ret_n, struct err *err);
+
+struct link_veth {
+    const char *name;
+    const unsigned char *mac; /* NULL: the kernel chooses */
+    const char *peer_name;
+    int peer_netns_fd; /* -1: the peer stays here */
+};
+/* -EEXIST when the name is taken (the caller decides whether it is its own: the MAC tells). */
+int link_add_veth(struct rtnl *nl, const struct link_veth *veth, struct err *err);
+int link_rename(struct rtnl *nl, int index, const char *name, struct err *err);
+int link_set_up(struct rtnl *nl, int index, struct err *err);
+int link_set_mtu(struct rtnl *nl, int index, uint32_t mtu, struct err *err);
+int link_move(struct rtnl *nl, int index, int netns_fd, struct err *err);
+int link_delete(struct rtnl *nl, int index, struct err *err);
+
+struct link_address {
+    int index;
+    struct net_address address;
+    uint8_t prefix;
+};
+/* A /31 or /127 is a point-to-point pair. IPv6 without duplicate address detection: the links are
+ * ours, and an address that is not usable for a second costs a second of pod start. */
+int link_address_add(struct rtnl *nl, const struct link_address *a, struct err *err);
+int link_address_delete(struct rtnl *nl, const struct link_address *a, struct err *err);
+/* index 0: of all links. */
+int link_address_list(struct rtnl *nl, int index, struct link_address **ret, size_t *ret_n,
+                      struct err *err);
+
+struct link_route {
+    int index;
+    struct net_address dst; /* family 0: default, then gw must be set */
+    uint8_t prefix;
+    struct net_address gw; /* family 0: directly connected */
+};
+/* Replaces a route of the same destination and metric. */
+int link_route_add(struct rtnl *nl, const struct link_route *route, struct err *err);
+
+/* What the dumps do with one message; false: not of this kind, or malformed. For the fuzzer. */
+bool link_parse(const struct nlmsghdr *h, struct link *ret);
+bool link_address_parse(const struct nlmsghdr *h, struct link_address *ret);
