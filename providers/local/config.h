@@ -1,0 +1,48 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The options of the local provider, and what its files agree on. */
+#pragma once
+
+#include <limits.h>
+
+#include "base/str.h"
+
+struct local_config {
+    char *registry_dir;
+    char *guest_dir; /* "": beside the daemon's own program */
+    char *agent;     /* "": test-agent in guest_dir */
+    char *vm_log_dir;
+    char *guest_fault;
+    char *fail_create;
+    bool fail_addresses, fail_list;
+    int64_t fail_deletes;
+    int64_t boot_delay_ns, delete_delay_ns;
+};
+
+/* Pairs of 198.18.0.0/15 (RFC 2544, benchmarks: never routed): 2 * index is the worker's end,
+ * 2 * index + 1 the VM's. */
+#define LOCAL_NET 0xc6120000U
+#define LOCAL_INDEX_MAX 65535U
+#define LOCAL_LINK_PREFIX "ppl" /* + index: the worker's end of the link */
+#define LOCAL_VM_LINK "eth0"
+#define LOCAL_TOKEN_LEN 32 /* hex digits */
+#define LOCAL_ID_SIZE 64
+
+static inline uint32_t local_host_address(uint32_t index)
+{
+    return LOCAL_NET + 2 * index;
+}
+
+static inline uint32_t local_vm_address(uint32_t index)
+{
+    return LOCAL_NET + 2 * index + 1;
+}
+
+/* The worker end's MAC tells whose link it is. token: checked, LOCAL_TOKEN_LEN hex digits. */
+static inline void local_link_mac(const char *token, unsigned char ret[6])
+{
+    unsigned char bytes[LOCAL_TOKEN_LEN / 2] = {0};
+
+    (void)str_unhex(token, bytes, sizeof(bytes));
+    ret[0] = 0x02; /* locally administered, unicast */
+    memcpy(ret + 1, bytes, 5);
+}
