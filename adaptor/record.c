@@ -99,8 +99,10 @@ static int get_addresses(struct json_object *o, struct instance *instance, struc
     if (n > INSTANCE_ADDRESSES_MAX)
         return err_set(err, -EBADMSG, "key \"addresses\" has %zu entries", n);
     for (size_t i = 0; i < n; i++) {
-        const char *s = json_object_get_string(json_object_array_get_idx(list, i));
-        if (!s || str_format(instance->addresses[i], INSTANCE_ADDRESS_SIZE, "%s", s) < 0)
+        struct json_object *v = json_object_array_get_idx(list, i);
+        if (!json_object_is_type(v, json_type_string) ||
+            str_format(instance->addresses[i], INSTANCE_ADDRESS_SIZE, "%s",
+                       json_object_get_string(v)) < 0)
             return err_set(err, -EBADMSG, "key \"addresses\" has a malformed entry");
     }
     instance->n_addresses = n;

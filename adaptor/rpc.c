@@ -27,10 +27,11 @@
  * stream is a call in flight, whose answer must stay the only one.
  *
  * End of file: a read of 0 is a half-close, answers are still due and the poll changes to hang-up
- * alone. A hang-up (both directions closed; poll's POLLHUP, which libuv does not pass on by name)
- * means that the client is gone: what it had sent completely is still served (a StopVM counts even
- * when its client did not wait), then its calls are cancelled. Errors on write only shut the socket
- * down, so that this one place is where connections end and no callback runs inside an answer.
+ * alone; when they are given the connection is closed. A hang-up (both directions closed; poll's
+ * POLLHUP, which libuv does not pass on by name) means that the client is gone: what it had sent
+ * completely is still served (a StopVM counts even when its client did not wait), then its calls
+ * are cancelled. Errors on write only shut the socket down, so that this one place is where
+ * connections end and no callback runs inside an answer.
  *
  * Bounds (rpc.h): connections, calls per connection, request bytes held before they are complete
  * (each connection has READ_BASE free, more comes out of RPC_BODIES_MAX; a body grows as it
@@ -346,10 +347,20 @@ static void call_forget_request(struct rpc_call *call)
     call->request = NULL;
 }
 
+/* Half-closed, everything answered and read: nothing more can come of this connection. */
+static bool conn_spent(const struct conn *conn)
+{
+    return conn->eof && !conn->calls && conn->out.len == 0;
+}
+
 /* Answered calls go at once, or when their handler returns. */
 static void call_end(struct rpc_call *call)
 {
+    struct conn *conn = call->conn;
+
     call_unlink(call);
+    if (conn && conn_spent(conn))
+        conn_break(conn);
     call->answered = true;
     if (call->in_handler)
         return;
@@ -585,6 +596,8 @@ static void conn_event(uv_poll_t *poll_handle, int status, int events)
     conn_read(conn);
     if (conn_hung_up(conn) && (conn->eof || !conn_reads(conn)))
         conn_hangup(conn);
+    else if (conn_spent(conn))
+        conn_close(conn);
     else
         conn_watch(conn);
 }

@@ -34,6 +34,9 @@ struct channel_ops {
     void (*rx_commit)(void *ep, size_t n);        /* n bytes were put there */
     void (*rx_fin)(void *ep);                     /* nothing comes behind rx_held; idempotent */
     bool (*rx_has_fin)(void *ep);
+    /* May be NULL. The far side knows that nothing comes behind head: together with tx_tail == head
+     * and rx_has_fin this channel is complete and may be removed. */
+    void (*tx_fin_acked)(void *ep);
     /* The far side has closed or lost this channel, or it broke the protocol on it. The tunnel has
      * already forgotten it; the owner closes its connection. reason: for the log. */
     void (*gone)(void *ep, const char *reason);
@@ -62,8 +65,8 @@ struct tunnel_ops {
     /* The session has ended; the daemon is dialling again already. */
     void (*down)(void *owner, const struct err *why);
     /* The other side was refused, or has refused us, in a way that trying again may not mend (pin,
-     * proof, sandbox, generation, ALPN): dialling goes on at 1 s, the text is for the log and for
-     * StartVM's error. */
+     * proof, sandbox, generation, ALPN, TLS itself): dialling goes on at 1 s, the text is for the
+     * log and for StartVM's error. Called once for each new text, not for each repetition. */
     void (*refused)(void *owner, const struct err *why);
     /* The far agent's readiness, at hello and whenever it changes (daemon side only). */
     void (*agent_ready)(void *owner, bool ready);
@@ -80,6 +83,7 @@ struct tunnel_stats {
     uint64_t bytes_tx, bytes_rx; /* payload of channels */
     uint64_t sessions, redials, resumes;
     int64_t last_rx_ms; /* clock_mono_ms */
+    int64_t rtt_us;     /* of the last ping; 0: none was needed yet */
     bool up, agent_ready;
     char peer[64]; /* address of the present session */
 };
@@ -106,3 +110,5 @@ void tunnel_channel_kick(struct tunnel *t, uint32_t id);
 void tunnel_channel_remove(struct tunnel *t, uint32_t id, const char *reason);
 
 void tunnel_get_stats(const struct tunnel *t, struct tunnel_stats *ret);
+/* Why the last session or attempt ended; not set when none has. For "the forwarder never came". */
+void tunnel_last_error(const struct tunnel *t, struct err *ret);

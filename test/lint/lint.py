@@ -31,7 +31,7 @@ LIB_ONLY = {"keeper", "forwarder"}
 PROVIDERS = ["local", "libvirt", "aws", "azure", "gcp", "byom"]
 MODULES = ["base", "loop", "wire", "net", "relay", "guest", "provider", "providers", *PROVIDERS,
            "adaptor", "kube", "keeper", "forwarder", "ctl", "agent", "stepfault", "fuzz", "chain",
-           "deploy", "bench", "lint"]
+           "deploy", "bench", "lint", "rpc"]
 
 FUNCTION_MAX = 60
 # Longer ones that are better whole, each with its reason.

@@ -1,0 +1,8 @@
+# SPDX-License-Identifier: Apache-2.0
+pp_unit_test(adaptor podspec SOURCES unit/adaptor_podspec_test.c
+  ${CMAKE_SOURCE_DIR}/adaptor/podspec.c DEPS pp_wire pp_base)
+pp_unit_test(adaptor record SOURCES unit/adaptor_record_test.c
+  ${CMAKE_SOURCE_DIR}/adaptor/record.c DEPS pp_wire pp_base)
+pp_fuzz_target(adaptor record SOURCES fuzz/adaptor_record_fuzz.c
+  ${CMAKE_SOURCE_DIR}/adaptor/record.c DEPS pp_wire pp_base
+  CORPUS ${CMAKE_SOURCE_DIR}/test/fuzz/corpus/adaptor_record)

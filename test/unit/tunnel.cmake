@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+pp_unit_test(tunnel engine SOURCES ${CMAKE_CURRENT_LIST_DIR}/tunnel_engine_test.c DEPS pp_tunnel)
