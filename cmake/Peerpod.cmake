@@ -84,20 +84,24 @@ function(pp_unit_test module name)
   set_tests_properties(${module}.${name} PROPERTIES TIMEOUT ${arg_TIMEOUT} SKIP_RETURN_CODE 77)
 endfunction()
 
-# pp_pytest(MODULE NAME FILE file.py [TIMEOUT s] [LABELS...] [ARGS...]): ctest name MODULE.NAME, a
-# pytest file run by build/venv's Python; the programs' folder is in PEERPOD_BIN. See
-# test/pytest_run.py for what a skip means.
+# pp_pytest(MODULE NAME FILE file.py [ISOLATED] [TIMEOUT s] [LABELS...] [ARGS...]): ctest name
+# MODULE.NAME, a pytest file run by build/venv's Python; the programs' folder is in PEERPOD_BIN. See
+# test/pytest_run.py for what a skip means, and for ISOLATED (namespaces of its own).
 function(pp_pytest module name)
   if(NOT BUILD_TESTING)
     return()
   endif()
-  cmake_parse_arguments(arg "" "FILE;TIMEOUT" "LABELS;ARGS" ${ARGN})
+  cmake_parse_arguments(arg "ISOLATED" "FILE;TIMEOUT" "LABELS;ARGS" ${ARGN})
   if(NOT arg_TIMEOUT)
     set(arg_TIMEOUT 60)
   endif()
+  set(isolated "")
+  if(arg_ISOLATED)
+    set(isolated --isolated)
+  endif()
   add_test(NAME ${module}.${name}
-    COMMAND ${CMAKE_SOURCE_DIR}/test/pytest_run.py ${CMAKE_CURRENT_SOURCE_DIR}/${arg_FILE}
-            ${arg_ARGS})
+    COMMAND ${CMAKE_SOURCE_DIR}/test/pytest_run.py ${isolated}
+            ${CMAKE_CURRENT_SOURCE_DIR}/${arg_FILE} ${arg_ARGS})
   set_tests_properties(${module}.${name} PROPERTIES TIMEOUT ${arg_TIMEOUT} SKIP_RETURN_CODE 77
     LABELS "${arg_LABELS}" ENVIRONMENT
     "PEERPOD_BIN=${CMAKE_RUNTIME_OUTPUT_DIRECTORY};PEERPOD_SOURCE=${CMAKE_SOURCE_DIR}")
