@@ -12,7 +12,7 @@ import pytest
 
 from pod import PORT, Daemon, Pod, pids_of, wait_for
 
-NUMBERS = 600
+NUMBERS = 250
 COUNT = f"i=0; while [ $i -lt {NUMBERS} ]; do echo $i; i=$((i+1)); sleep 0.02; done"
 
 
