@@ -29,8 +29,8 @@ LAYERS = ["lib/base", "lib/loop", "lib/wire", "lib/net", "lib/relay", "lib/guest
 # These run in the pod VM too and use nothing but lib/.
 LIB_ONLY = {"keeper", "forwarder"}
 PROVIDERS = ["local", "libvirt", "aws", "azure", "gcp", "byom"]
-MODULES = ["base", "loop", "wire", "net", "relay", "guest", "provider", "providers", *PROVIDERS,
-           "adaptor", "kube", "keeper", "forwarder", "ctl", "agent", "stepfault", "fuzz", "chain",
+MODULES = ["base", "loop", "wire", "net", "relay", "tunnel", "guest", "provider", "providers",
+           *PROVIDERS, "adaptor", "kube", "keeper", "forwarder", "ctl", "agent", "stepfault", "fuzz", "chain",
            "deploy", "bench", "lint", "rpc"]
 
 FUNCTION_MAX = 60
