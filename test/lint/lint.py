@@ -7,7 +7,8 @@ per breach and raises Skip where this machine lacks what it needs. Without names
 status: 0 kept, 1 broken, 77 (one check only) skipped; with STRICT=1 a skip is a breach.
 
 `lint.py list` writes the list of files in ARCHITECTURE.md anew, from what each file says about itself
-in its opening comment.
+in its opening comment; `lint.py options` does the same with the options in the man pages, from what
+the programs' --help says.
 """
 import argparse
 import functools
@@ -32,6 +33,9 @@ PROVIDERS = ["local", "libvirt", "aws", "azure", "gcp", "byom"]
 MODULES = ["base", "loop", "wire", "net", "relay", "tunnel", "guest", "provider", "providers",
            *PROVIDERS, "adaptor", "kube", "keeper", "forwarder", "ctl", "agent", "stepfault", "fuzz", "chain",
            "deploy", "bench", "lint", "rpc"]
+
+PROGRAMS = ["cloud-api-adaptor", "agent-protocol-forwarder", "process-user-data", "peerpod-keeper",
+            "peerpodctl"]
 
 FUNCTION_MAX = 60
 # Longer ones that are better whole, each with its reason.
@@ -339,32 +343,66 @@ def check_names():
 
 # -- man pages --
 
-FLAG = re.compile(r"^\s{1,8}(?:-\w, *|-\w\|)?(--?[a-z][a-z0-9-]*)", re.M)
+OPTION = re.compile(r"^  (-[\w-]+)(?: (\w+))?(?:  \[(\w+)\])?\n        (.*)$", re.M)
+OPTIONS = "# OPTIONS\n"
+# What prints a program's options, where it is not plain --help.
+HELP = {"cloud-api-adaptor": ["local", "--help"]}
 
 
-def help_of(program, *words):
-    out = subprocess.run([str(program), *words], capture_output=True, text=True, timeout=20)
+def man_pages():
+    """(page, its program in the build tree) for each page whose program is built."""
+    pages = [n for n in tracked() if re.fullmatch(r"docs/man/[\w-]+\.[1-8]\.md", n)]
+    pairs = [(page, BUILD / "bin" / pathlib.Path(page).name.split(".")[0]) for page in pages]
+    return [(page, program) for page, program in pairs if program.exists()]
+
+
+def help_of(program):
+    out = subprocess.run([str(program), *HELP.get(program.name, ["--help"])], capture_output=True,
+                         text=True, timeout=20)
     return out.stdout + out.stderr
 
 
+def option_lines(program):
+    """The OPTIONS section of a page from what the program says."""
+    out = []
+    for part in re.split(r"^(?=\S.*options:$)", help_of(program), flags=re.M):
+        found = OPTION.findall(part)
+        title = part.split(":")[0]
+        if found and title.endswith("options") and not title.startswith(program.name):
+            out += [f"## {title[0].upper()}{title[1:]}", ""]
+        for flag, kind, variable, says in found:
+            kind = f" *{kind}*" if kind and kind != "bool" else ""
+            variable = f", **{variable}**" if variable else ""
+            out += [f"**{flag}**{kind}{variable}", f": {says}", ""]
+    return "\n".join(out)
+
+
+def write_options():
+    for page, program in man_pages():
+        content = text(page)
+        head, tail = content.split(OPTIONS, 1)
+        rest = re.search(r"^# ", tail, re.M)
+        (ROOT / page).write_text(head + OPTIONS + "\n" + option_lines(program)
+                                 + ("\n" + tail[rest.start():] if rest else ""))
+
+
 def check_man():
-    pages = [n for n in tracked() if re.fullmatch(r"docs/man/[\w-]+\.[1-8]\.md", n)]
-    checked = 0
-    for page in pages:
-        program = BUILD / "bin" / pathlib.Path(page).name.split(".")[0]
-        if not program.exists():
-            continue
-        checked += 1
-        written = set(re.findall(r"(?<![\w-])--?([a-z][a-z0-9-]+)", text(page)))
-        for flag in sorted({f.lstrip("-") for f in FLAG.findall(help_of(program, "--help"))}):
-            if flag not in written and len(flag) > 1:
-                yield f"{page}: does not describe -{flag}, which --help lists"
+    pages = man_pages()
+    for page, program in pages:
+        content = text(page)
+        written = set(re.findall(r"(?<![\w-])-{1,2}([a-z][a-z0-9-]*)", content))
+        offered = {flag.lstrip("-") for flag, *_ in OPTION.findall(help_of(program))}
+        for flag in sorted(offered - written):
+            yield f"{page}: does not describe -{flag}, which --help lists (lint.py options)"
+        listed = set(re.findall(r"^\*\*-{1,2}([\w-]+)\*\*.*\n: ", content, re.M))
+        for flag in sorted(listed - offered):
+            yield f"{page}: describes -{flag}, which --help does not list (lint.py options)"
+        if not offered:
+            yield f"{program.name} --help lists no options"
     for program in sorted((BUILD / "bin").glob("*")):
-        installed = program.name in ("cloud-api-adaptor", "agent-protocol-forwarder",
-                                     "process-user-data", "peerpod-keeper", "peerpodctl")
-        if installed and not any(p.startswith(f"docs/man/{program.name}.") for p in pages):
+        if program.name in PROGRAMS and program not in [p for _, p in pages]:
             yield f"docs/man: no page for {program.name}"
-    if checked == 0:
+    if not pages:
         raise Skip("no programs are built")
 
 
@@ -390,11 +428,14 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--build", type=pathlib.Path, default=BUILD)
-    parser.add_argument("checks", nargs="*", choices=[*CHECKS, "list", []])
+    parser.add_argument("checks", nargs="*", choices=[*CHECKS, "list", "options", []])
     args = parser.parse_args()
     BUILD = args.build
     if args.checks == ["list"]:
         write_listing()
+        return 0
+    if args.checks == ["options"]:
+        write_options()
         return 0
     status = [run(name) for name in args.checks or CHECKS]
     if len(status) == 1:
