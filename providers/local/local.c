@@ -233,22 +233,35 @@ static bool undo(struct local_provider *l, const struct store_record *rec)
     return r == 0;
 }
 
+static int make_vm(struct local_provider *l, struct job *job, const struct store_record *rec,
+                   bool new, int lock, struct instance *ret, struct err *err)
+{
+    /* An earlier maker died: what it started may still run. */
+    int r = new ? 0 : vm_stop(l->store, job, rec, err);
+
+    if (r == 0)
+        r = vm_start(l->store, l->config, rec, lock, err);
+    if (r < 0 && !undo(l, rec))
+        fill_instance(rec, STORE_HALF, ret);
+    return r;
+}
+
+/* 1: the instance was on its way out and has gone, begin again. */
 static int create_locked(struct local_provider *l, struct job *job, const struct store_record *rec,
                          bool new, int lock, struct instance *ret, struct err *err)
 {
     enum store_state state = store_state(l->store, rec->id);
     int r = 0;
 
-    if (state == STORE_DELETING)
-        return err_set(err, -EBUSY, "instance %s of the same request is being deleted", rec->id);
+    if (state == STORE_DELETING) {
+        /* Its deleter died: we hold the lock. */
+        r = remove_locked(l, job, rec, err);
+        return r < 0 ? r : 1;
+    }
     if (state == STORE_HALF) {
-        /* An earlier maker died: what it started may still run. */
-        if (!new)
-            r = vm_stop(l->store, job, rec, err);
-        if (r == 0)
-            r = vm_start(l->store, l->config, rec, lock, err);
+        r = make_vm(l, job, rec, new, lock, ret, err);
         if (r < 0)
-            return undo(l, rec) ? r : (fill_instance(rec, STORE_HALF, ret), r);
+            return r;
         state = STORE_RUNNING;
     }
     fill_instance(rec, state, ret);
@@ -257,20 +270,15 @@ static int create_locked(struct local_provider *l, struct job *job, const struct
     return 0;
 }
 
-static int local_create(struct provider *p, struct job *job, const struct instance_request *request,
-                        struct instance *ret, struct err *err)
+static int create_once(struct local_provider *l, struct job *job,
+                       const struct instance_request *request, struct instance *ret,
+                       struct err *err)
 {
-    struct local_provider *l = local(p);
     struct vm_links links = {0};
     struct store_record rec = {0};
     bool new;
-    int lock, r = check_request(l->config, request, err);
+    int lock, r = vm_links_read(&links, err);
 
-    *ret = (struct instance){0};
-    if (r == 0)
-        r = vm_check_rights(err);
-    if (r == 0)
-        r = vm_links_read(&links, err);
     if (r < 0)
         return r;
     r = store_add(l->store, job, request, vm_index_taken, &links, &rec, &lock, &new, err);
@@ -280,6 +288,23 @@ static int local_create(struct provider *p, struct job *job, const struct instan
     r = create_locked(l, job, &rec, new, lock, ret, err);
     close(lock);
     store_record_done(&rec);
+    return r;
+}
+
+static int local_create(struct provider *p, struct job *job, const struct instance_request *request,
+                        struct instance *ret, struct err *err)
+{
+    struct local_provider *l = local(p);
+    int r = check_request(l->config, request, err);
+
+    *ret = (struct instance){0};
+    if (r == 0)
+        r = vm_check_rights(err);
+    if (r < 0)
+        return r;
+    do
+        r = create_once(l, job, request, ret, err);
+    while (r == 1);
     return r;
 }
 
