@@ -19,7 +19,7 @@ struct pump;
 
 struct pump_ops {
     void (*in_ready)(void *owner);          /* new bytes at head, or end of file */
-    void (*out_room)(void *owner);          /* the out ring has drained some */
+    void (*out_room)(void *owner);          /* the out ring has drained some, or has finished */
     void (*broken)(void *owner, int error); /* -EPIPE, -ECONNRESET, ...; 0: closed both ways */
     /* May be NULL: no limit. Asked before each read: at most so many bytes now, 0 for none until
      * the next kick (who injects has to stop at the end of a frame). */

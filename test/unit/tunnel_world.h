@@ -69,7 +69,7 @@ struct world {
     bool timed_out;
 };
 
-static void pattern_init(void)
+static _unused_ void pattern_init(void)
 {
     uint32_t x = 1;
     for (size_t i = 0; i < PATTERN; i++) {
@@ -80,24 +80,24 @@ static void pattern_init(void)
 
 /* -- endpoint -- */
 
-static uint64_t ep_tx_head(void *p)
+static _unused_ uint64_t ep_tx_head(void *p)
 {
     struct ep *e = p;
     return MIN(e->total, e->tail + RING);
 }
 
-static bool ep_tx_fin(void *p)
+static _unused_ bool ep_tx_fin(void *p)
 {
     struct ep *e = p;
     return !e->keep_open && ep_tx_head(e) == e->total;
 }
 
-static uint64_t ep_tx_tail(void *p)
+static _unused_ uint64_t ep_tx_tail(void *p)
 {
     return ((struct ep *)p)->tail;
 }
 
-static size_t ep_tx_peek(void *p, uint64_t offset, const uint8_t **ret)
+static _unused_ size_t ep_tx_peek(void *p, uint64_t offset, const uint8_t **ret)
 {
     struct ep *e = p;
     size_t at = (size_t)((offset + e->seed) % PATTERN);
@@ -106,7 +106,7 @@ static size_t ep_tx_peek(void *p, uint64_t offset, const uint8_t **ret)
     return (size_t)MIN(PATTERN - at, ep_tx_head(e) - offset);
 }
 
-static int ep_tx_acked(void *p, uint64_t offset)
+static _unused_ int ep_tx_acked(void *p, uint64_t offset)
 {
     struct ep *e = p;
     if (offset > ep_tx_head(e))
@@ -117,17 +117,17 @@ static int ep_tx_acked(void *p, uint64_t offset)
     return 0;
 }
 
-static uint64_t ep_rx_held(void *p)
+static _unused_ uint64_t ep_rx_held(void *p)
 {
     return ((struct ep *)p)->held;
 }
 
-static uint64_t ep_rx_limit(void *p)
+static _unused_ uint64_t ep_rx_limit(void *p)
 {
     return ((struct ep *)p)->read + RING;
 }
 
-static ssize_t ep_rx_space(void *p, uint8_t **ret)
+static _unused_ ssize_t ep_rx_space(void *p, uint8_t **ret)
 {
     struct ep *e = p;
     size_t at = (size_t)(e->held % RING);
@@ -140,7 +140,7 @@ static ssize_t ep_rx_space(void *p, uint8_t **ret)
     return n ? (ssize_t)n : -ENOBUFS;
 }
 
-static void ep_rx_commit(void *p, size_t n)
+static _unused_ void ep_rx_commit(void *p, size_t n)
 {
     struct ep *e = p;
     size_t at = (size_t)(e->held % RING);
@@ -159,22 +159,22 @@ static void ep_rx_commit(void *p, size_t n)
     }
 }
 
-static void ep_rx_fin(void *p)
+static _unused_ void ep_rx_fin(void *p)
 {
     ((struct ep *)p)->fin = true;
 }
 
-static bool ep_rx_has_fin(void *p)
+static _unused_ bool ep_rx_has_fin(void *p)
 {
     return ((struct ep *)p)->fin;
 }
 
-static void ep_tx_fin_acked(void *p)
+static _unused_ void ep_tx_fin_acked(void *p)
 {
     ((struct ep *)p)->fin_acked = true;
 }
 
-static void ep_gone(void *p, const char *reason)
+static _unused_ void ep_gone(void *p, const char *reason)
 {
     struct ep *e = p;
     e->gone = true;
@@ -197,7 +197,7 @@ static const struct channel_ops ep_ops = {
     .gone = ep_gone,
 };
 
-static struct ep *ep_get(struct side *s, uint32_t id)
+static _unused_ struct ep *ep_get(struct side *s, uint32_t id)
 {
     if (!s->eps[id]) {
         bool daemon = s == &s->w->daemon;
@@ -213,33 +213,33 @@ static struct ep *ep_get(struct side *s, uint32_t id)
 
 /* -- owner -- */
 
-static void on_up(void *p, bool first)
+static _unused_ void on_up(void *p, bool first)
 {
     struct side *s = p;
     assert_int_equal(first, s->ups == 0);
     s->ups++;
 }
 
-static void on_down(void *p, const struct err *why)
+static _unused_ void on_down(void *p, const struct err *why)
 {
     struct side *s = p;
     s->downs++;
     snprintf(s->why, sizeof(s->why), "%s", why->text);
 }
 
-static void on_refused(void *p, const struct err *why)
+static _unused_ void on_refused(void *p, const struct err *why)
 {
     struct side *s = p;
     s->refusals++;
     snprintf(s->refused, sizeof(s->refused), "%s", why->text);
 }
 
-static void on_agent_ready(void *p, bool ready)
+static _unused_ void on_agent_ready(void *p, bool ready)
 {
     ((struct side *)p)->agent_ready = ready;
 }
 
-static int on_enrolled(void *p, const uint8_t pin[TLS_PIN_SIZE])
+static _unused_ int on_enrolled(void *p, const uint8_t pin[TLS_PIN_SIZE])
 {
     struct side *s = p;
     if (s->enrolled_result < 0)
@@ -250,13 +250,13 @@ static int on_enrolled(void *p, const uint8_t pin[TLS_PIN_SIZE])
     return 0;
 }
 
-static int on_generation(void *p, uint64_t generation)
+static _unused_ int on_generation(void *p, uint64_t generation)
 {
     ((struct side *)p)->generation = generation;
     return 0;
 }
 
-static int on_open(void *p, uint32_t id, const struct channel_ops **ret_ops, void **ret_ep)
+static _unused_ int on_open(void *p, uint32_t id, const struct channel_ops **ret_ops, void **ret_ep)
 {
     struct side *s = p;
     if (s->open_result < 0)
@@ -280,7 +280,7 @@ static const struct tunnel_ops side_ops = {
 
 /* -- world -- */
 
-static void on_accept(uv_poll_t *poll, int status, int events)
+static _unused_ void on_accept(uv_poll_t *poll, int status, int events)
 {
     struct world *w = poll->data;
     assert_int_equal(status, 0);
@@ -300,38 +300,38 @@ static void on_accept(uv_poll_t *poll, int status, int events)
         fail_msg("%s", err.text);
 }
 
-static int last_fd(const struct world *w)
+static _unused_ int last_fd(const struct world *w)
 {
     return w->held[(w->accepted - 1) % HELD_FDS];
 }
 
 /* A reset: both ends see ECONNRESET. */
-static void cut_reset(struct world *w)
+static _unused_ void cut_reset(struct world *w)
 {
     struct sockaddr none = {.sa_family = AF_UNSPEC};
     connect(last_fd(w), &none, sizeof(none));
 }
 
-static void cut_close(struct world *w)
+static _unused_ void cut_close(struct world *w)
 {
     shutdown(last_fd(w), SHUT_RDWR);
 }
 
-static void on_limit(uv_timer_t *timer)
+static _unused_ void on_limit(uv_timer_t *timer)
 {
     struct world *w = timer->data;
     w->timed_out = true;
     uv_stop(timer->loop);
 }
 
-static void on_step(uv_timer_t *timer)
+static _unused_ void on_step(uv_timer_t *timer)
 {
     struct world *w = timer->data;
     if (w->done && w->done(w))
         uv_stop(timer->loop);
 }
 
-static bool run(struct world *w, bool (*done)(struct world *w), unsigned ms)
+static _unused_ bool run(struct world *w, bool (*done)(struct world *w), unsigned ms)
 {
     w->done = done;
     w->timed_out = false;
@@ -344,7 +344,7 @@ static bool run(struct world *w, bool (*done)(struct world *w), unsigned ms)
     return !w->timed_out;
 }
 
-static void world_listen(struct world *w)
+static _unused_ void world_listen(struct world *w)
 {
     socklen_t len = sizeof(w->address);
     w->address =
@@ -359,7 +359,8 @@ static void world_listen(struct world *w)
     uv_poll_start(&w->listen_poll, UV_READABLE, on_accept);
 }
 
-static void side_init(struct world *w, struct side *s, enum tunnel_role role, const char *name)
+static _unused_ void side_init(struct world *w, struct side *s, enum tunnel_role role,
+                               const char *name)
 {
     struct err err = ERR_INIT;
     s->w = w;
@@ -370,7 +371,7 @@ static void side_init(struct world *w, struct side *s, enum tunnel_role role, co
 }
 
 /* Both pinned; a test changes the configurations before side_start. */
-static struct world *world_new(void)
+static _unused_ struct world *world_new(void)
 {
     struct world *w = xcalloc(1, sizeof(*w));
     for (size_t i = 0; i < HELD_FDS; i++)
@@ -387,7 +388,7 @@ static struct world *world_new(void)
     return w;
 }
 
-static void side_start(struct side *s)
+static _unused_ void side_start(struct side *s)
 {
     struct err err = ERR_INIT;
     if (tunnel_new(&s->w->loop, &s->config, &side_ops, s, &s->t, &err) < 0)
@@ -397,13 +398,13 @@ static void side_start(struct side *s)
             tunnel_dial(s->t, (struct sockaddr *)&s->w->address, sizeof(s->w->address)), 0);
 }
 
-static void world_start(struct world *w)
+static _unused_ void world_start(struct world *w)
 {
     side_start(&w->forwarder);
     side_start(&w->daemon);
 }
 
-static void side_done(struct side *s)
+static _unused_ void side_done(struct side *s)
 {
     tunnel_free(s->t);
     tls_identity_free(s->id);
@@ -411,7 +412,7 @@ static void side_done(struct side *s)
         free(s->eps[i]);
 }
 
-static void world_free(struct world *w)
+static _unused_ void world_free(struct world *w)
 {
     uv_close((uv_handle_t *)&w->listen_poll, NULL);
     uv_close((uv_handle_t *)&w->limit, NULL);
@@ -429,7 +430,7 @@ static void world_free(struct world *w)
     free(w);
 }
 
-static bool both_up(struct world *w)
+static _unused_ bool both_up(struct world *w)
 {
     struct tunnel_stats a, b;
     tunnel_get_stats(w->daemon.t, &a);
@@ -438,7 +439,8 @@ static bool both_up(struct world *w)
 }
 
 /* Adds channel id at the daemon; both ends will send so many bytes, and a fin if told. */
-static struct ep *open_channel(struct world *w, uint32_t id, uint64_t up, uint64_t down, bool fin)
+static _unused_ struct ep *open_channel(struct world *w, uint32_t id, uint64_t up, uint64_t down,
+                                        bool fin)
 {
     struct ep *e = ep_get(&w->daemon, id), *f = ep_get(&w->forwarder, id);
     e->used = true;
@@ -449,13 +451,13 @@ static struct ep *open_channel(struct world *w, uint32_t id, uint64_t up, uint64
     return e;
 }
 
-static bool ep_complete(const struct ep *e, const struct ep *far)
+static _unused_ bool ep_complete(const struct ep *e, const struct ep *far)
 {
     return e->tail == e->total && e->held == far->total && (far->keep_open || e->fin) &&
            (e->keep_open || e->fin_acked);
 }
 
-static bool all_complete(struct world *w)
+static _unused_ bool all_complete(struct world *w)
 {
     for (size_t i = 0; i < EPS; i++) {
         const struct ep *a = w->daemon.eps[i], *b = w->forwarder.eps[i];
