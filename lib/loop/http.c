@@ -12,6 +12,10 @@
  * deadline. A name lookup in flight is left behind, not waited for (QUICK_EXIT): libcurl does it on
  * a thread of its own, which getaddrinfo's own time-outs end.
  *
+ * libcurl sends a request again by itself when a kept connection turns out to be dead, although the
+ * server may have read it. So POST and PATCH go out on a fresh connection, where it never does,
+ * unless the caller says that they are repeatable (a cloud's describe call).
+ *
  * Bounds: reply headers, reply body. Header names and values that hold line breaks are refused, as
  * they could smuggle a header into a signed request. No redirects (credentials would follow),
  * HTTP/1.1 only (one request at a time; HTTP/2 would cost 100 KiB of tables per job), nothing from
@@ -190,6 +194,7 @@ static int add_headers(struct exchange *x, struct err *err)
 
 static int set_method(CURL *easy, const struct http_request *r, struct err *err)
 {
+    bool once = !r->repeatable && (str_eq(r->method, "POST") || str_eq(r->method, "PATCH"));
     bool body = r->body || str_eq(r->method, "PUT") || str_eq(r->method, "POST") ||
                 str_eq(r->method, "PATCH");
 
@@ -202,6 +207,7 @@ static int set_method(CURL *easy, const struct http_request *r, struct err *err)
         SET(CURLOPT_HTTPGET, 1L);
     }
     SET(CURLOPT_CUSTOMREQUEST, r->method);
+    SET(CURLOPT_FRESH_CONNECT, once ? 1L : 0L);
     return 0;
 }
 
@@ -351,7 +357,10 @@ static int exchange_verdict(const struct exchange *x, const struct job *job, CUR
         return err_set(err, r, "the reply's headers exceed %u bytes", HTTP_HEADERS_MAX);
     if (x->body_over)
         return err_set(err, r, "the reply exceeds %zu bytes", x->body.max);
-    return err_set(err, r, "%s", x->error[0] ? x->error : curl_easy_strerror(code));
+    /* curl's sentence about a failed connect does not say why. */
+    return err_set(err, r, "%s%s%s", x->error[0] ? x->error : curl_easy_strerror(code),
+                   code == CURLE_COULDNT_CONNECT ? ": " : "",
+                   code == CURLE_COULDNT_CONNECT ? strerror(-r) : "");
 }
 
 static char **collect_headers(const struct buf *lines)

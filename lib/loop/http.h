@@ -21,6 +21,7 @@ struct http_request {
     int64_t timeout_ms;         /* whole exchange; 0: 30 s; the job's deadline rules as well */
     int64_t connect_timeout_ms; /* 0: 5 s */
     const char *ca_file;        /* NULL: the system's */
+    bool repeatable;            /* a POST or PATCH that may reach the server twice: see http.c */
     bool use_proxy;             /* honour HTTPS_PROXY and friends */
 };
 

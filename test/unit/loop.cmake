@@ -1,0 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
+pp_unit_test(loop http SOURCES ${CMAKE_CURRENT_LIST_DIR}/loop_http_test.c
+  DEPS pp_loop PkgConfig::OPENSSL)
+pp_unit_test(loop job SOURCES ${CMAKE_CURRENT_LIST_DIR}/loop_job_test.c DEPS pp_loop)
