@@ -225,10 +225,8 @@ int ttrpc_client_connect(const char *path, int64_t timeout_ms, struct ttrpc_clie
     return 0;
 }
 
-void ttrpc_client_free(struct ttrpc_client *c)
+void ttrpc_client_shutdown(struct ttrpc_client *c)
 {
-    if (!c)
-        return;
     pthread_mutex_lock(&c->lock);
     if (c->dead == 0) {
         c->dead = -ESHUTDOWN;
@@ -236,6 +234,13 @@ void ttrpc_client_free(struct ttrpc_client *c)
     }
     pthread_mutex_unlock(&c->lock);
     shutdown(c->fd, SHUT_RDWR);
+}
+
+void ttrpc_client_free(struct ttrpc_client *c)
+{
+    if (!c)
+        return;
+    ttrpc_client_shutdown(c);
     pthread_join(c->reader, NULL);
     pthread_mutex_lock(&c->lock);
     while (c->calls > 0)
