@@ -56,10 +56,7 @@ struct sandbox *sandbox_find_token(struct adaptor *a, const char *token)
 
 int sandbox_save(struct sandbox *sb, struct err *err)
 {
-    int r = record_write(sb->dir, &sb->record, err);
-    return r < 0 ? err_wrap(err, r, "writing the state of sandbox %s in %s", sb->record.id,
-                            sb->adaptor->pods_dir)
-                 : 0;
+    return record_write(sb->dir, &sb->record, err);
 }
 
 void sandbox_note_error(struct sandbox *sb, const char *step, const struct err *err)
@@ -315,6 +312,9 @@ int sandbox_create(struct adaptor *a, const struct podspec *spec, struct sandbox
         sandbox_close_streams(sb);
         fs_remove_tree(a->pods_fd, spec->id, NULL);
         sandbox_free(sb);
+        if (r == -ENOSPC || r == -EDQUOT)
+            err_wrap(err, r, "CreateVM: no room for the sandbox's state in %s; free some space",
+                     a->pods_dir);
         return r;
     }
     sandbox_arm(sb, a->config->grace_unstarted_ns / 1000000, unstarted);

@@ -11,7 +11,6 @@
 #include "relay/tunnel.h"
 
 #define SANDBOX_SECRET_SIZE 32
-#define SANDBOX_REFUSALS_MAX 3 /* of the tunnel before StartVM fails */
 
 struct shimconn;
 
@@ -41,9 +40,8 @@ struct sandbox {
     struct waiter *enders;       /* wait until a DELETING sandbox has gone */
     uv_timer_t timer; /* CREATED: grace; STARTING: deadline; RUNNING: shim gone; DELETING: retry */
     const char *step; /* of STARTING, for people: "waiting for the forwarder" */
-    struct err tunnel_err;
-    unsigned refusals, delete_tries;
-    int64_t start_began_ms; /* monotonic */
+    unsigned delete_tries;
+    int64_t start_began_ms, start_deadline_ms; /* monotonic */
 };
 
 /* -- registry (sandbox.c) -- */

@@ -39,6 +39,7 @@ struct shimconn {
     struct relay *relay;
     struct pump *pump;
     bool fin_received; /* the agent's side sends no more */
+    bool fin_acked;    /* and knows that the shim does not */
 };
 
 /* -- names: in the state directory, and in the descriptor store -- */
@@ -138,6 +139,20 @@ static bool ep_rx_has_fin(void *ep)
 
 static void conn_end(struct shimconn *c, bool tell_peer, const char *reason);
 
+static bool finished_both_ways(const struct shimconn *c)
+{
+    return c->fin_acked && relay_in_tail(c->relay) == relay_in_head(c->relay) &&
+           relay_out_finished(c->relay);
+}
+
+static void ep_tx_fin_acked(void *ep)
+{
+    struct shimconn *c = ep;
+    c->fin_acked = true;
+    if (finished_both_ways(c))
+        conn_end(c, true, "both directions have ended");
+}
+
 static void ep_gone(void *ep, const char *reason)
 {
     conn_end(ep, false, reason);
@@ -155,6 +170,7 @@ static const struct channel_ops channel_callbacks = {
     .rx_commit = ep_rx_commit,
     .rx_fin = ep_rx_fin,
     .rx_has_fin = ep_rx_has_fin,
+    .tx_fin_acked = ep_tx_fin_acked,
     .gone = ep_gone,
 };
 
@@ -167,12 +183,6 @@ static void on_in_ready(void *owner)
         sandbox_watch_shim(c->sandbox);
     if (c->sandbox->tunnel)
         tunnel_channel_kick(c->sandbox->tunnel, c->id);
-}
-
-static bool finished_both_ways(const struct shimconn *c)
-{
-    return relay_in_eof(c->relay) && relay_in_tail(c->relay) == relay_in_head(c->relay) &&
-           relay_out_finished(c->relay);
 }
 
 static void on_out_room(void *owner)

@@ -31,6 +31,7 @@
 
 #define START_MARGIN_MS 2000 /* our answer comes so much before the caller's own deadline */
 #define START_MIN_MS 1000
+#define REFUSED_PATIENCE_MS 3000 /* for a peer that refuses, before StartVM fails */
 
 /* -- the job: plain values in, plain values out -- */
 
@@ -187,9 +188,8 @@ static int build_user_data(struct sandbox *sb, struct vm_job *j, struct err *err
 
 /* -- the tunnel's callbacks -- */
 
-static void start_succeeded(uv_timer_t *timer)
+static void start_succeeded(struct sandbox *sb)
 {
-    struct sandbox *sb = timer->data;
     struct err err = ERR_INIT;
     sb->record.state = SANDBOX_RUNNING;
     *sb->record.last_error = '\0';
@@ -205,20 +205,28 @@ static void start_succeeded(uv_timer_t *timer)
     sandbox_watch_shim(sb);
 }
 
+static void start_timed_out(uv_timer_t *timer);
+
+static void arm_deadline(struct sandbox *sb)
+{
+    sandbox_arm(sb, sb->start_deadline_ms - clock_mono_ms(), start_timed_out);
+}
+
 static void check_started(struct sandbox *sb)
 {
     if (sb->record.state != SANDBOX_STARTING || !sb->tunnel_up)
         return;
     sb->step = "waiting for the agent in the pod VM";
     if (sb->agent_ready)
-        sandbox_arm(sb, 0, start_succeeded); /* out of the tunnel's callback */
+        start_succeeded(sb);
+    else
+        arm_deadline(sb);
 }
 
 static void on_up(void *owner, bool first)
 {
     struct sandbox *sb = owner;
     sb->tunnel_up = true;
-    err_clear(&sb->tunnel_err);
     log_entry(first ? LOG_LEVEL_INFO : LOG_LEVEL_WARN, sb->record.id, "tunnel",
               first ? "tunnel is up" : "tunnel is up again");
     check_started(sb);
@@ -231,28 +239,28 @@ static void on_down(void *owner, const struct err *why)
         log_entry(LOG_LEVEL_WARN, sb->record.id, "tunnel", "tunnel is down, dialling again: %s",
                   err_text(why));
     sb->tunnel_up = false;
-    sb->tunnel_err = *why;
 }
 
 static void refused_for_good(uv_timer_t *timer)
 {
     struct sandbox *sb = timer->data;
-    struct err err = sb->tunnel_err;
+    struct err err = ERR_INIT;
+    tunnel_last_error(sb->tunnel, &err);
     err_wrap(&err, err.code ? err.code : -EPROTO,
-             "the forwarder in pod VM %s and the daemon refuse each other",
-             sb->record.instance.name);
+             "the daemon and what listens on port %u of pod VM %s refuse each other",
+             sb->adaptor->forwarder_port, sb->record.instance.name);
     sandbox_start_fail(sb, "tunnel", &err);
 }
 
+/* Time may still mend it (a guest that is just being set up), but not much of it. */
 static void on_refused(void *owner, const struct err *why)
 {
     struct sandbox *sb = owner;
     sb->tunnel_up = false;
-    sb->tunnel_err = *why;
-    sb->refusals++;
     log_entry(LOG_LEVEL_ERROR, sb->record.id, "tunnel", "%s", err_text(why));
-    if (sb->record.state == SANDBOX_STARTING && sb->refusals >= SANDBOX_REFUSALS_MAX)
-        sandbox_arm(sb, 0, refused_for_good); /* a tunnel is not freed inside its own callback */
+    if (sb->record.state == SANDBOX_STARTING)
+        sandbox_arm(sb, MIN(sb->start_deadline_ms - clock_mono_ms(), (int64_t)REFUSED_PATIENCE_MS),
+                    refused_for_good);
 }
 
 static void on_agent_ready(void *owner, bool ready)
@@ -342,21 +350,23 @@ void sandbox_start_fail(struct sandbox *sb, const char *step, const struct err *
     sandbox_stop(sb, "StartVM failed");
 }
 
-static void proxy_timeout(uv_timer_t *timer)
+static void start_timed_out(uv_timer_t *timer)
 {
     struct sandbox *sb = timer->data;
-    struct err err = ERR_INIT;
-    int64_t s = (clock_mono_ms() - sb->start_began_ms) / 1000;
-    if (sb->tunnel && !sb->tunnel_up)
+    struct err err = ERR_INIT, last = ERR_INIT;
+    long long s = (clock_mono_ms() - sb->start_began_ms) / 1000;
+    if (sb->tunnel && !sb->tunnel_up) {
+        tunnel_last_error(sb->tunnel, &last);
         err_set(&err, -ETIMEDOUT,
                 "StartVM gave up after %lld s while waiting for the forwarder of pod VM %s at %s "
                 "port %u (last: %s); check that the image runs agent-protocol-forwarder and that "
                 "the network lets the node reach that port",
-                (long long)s, sb->record.instance.name, sb->record.instance.addresses[0],
-                sb->adaptor->forwarder_port, err_text(&sb->tunnel_err));
-    else
-        err_set(&err, -ETIMEDOUT, "StartVM gave up after %lld s while %s (%s)", (long long)s,
-                sb->step, sb->record.instance.name);
+                s, sb->record.instance.name, sb->record.instance.addresses[0],
+                sb->adaptor->forwarder_port, err_text(&last));
+    } else {
+        err_set(&err, -ETIMEDOUT, "StartVM gave up after %lld s while %s (pod VM %s)", s, sb->step,
+                sb->record.instance.name);
+    }
     sandbox_start_fail(sb, "start", &err);
 }
 
@@ -377,8 +387,9 @@ static void wait_done(void *arg, bool ran)
     } else {
         sb->record.instance = j->instance;
         sb->step = "waiting for the forwarder in the pod VM";
-        int64_t left = (int64_t)uv_timer_get_due_in(&sb->timer);
-        sandbox_arm(sb, MIN(left, sb->adaptor->config->proxy_timeout_ns / 1000000), proxy_timeout);
+        int64_t proxy = clock_mono_ms() + sb->adaptor->config->proxy_timeout_ns / 1000000;
+        sb->start_deadline_ms = MIN(sb->start_deadline_ms, proxy);
+        arm_deadline(sb);
         if (sandbox_save(sb, &err) < 0 || sandbox_tunnel_open(sb, &err) < 0)
             sandbox_start_fail(sb, "tunnel", &err);
     }
@@ -470,7 +481,8 @@ void sandbox_start(struct sandbox *sb, int64_t timeout_ns, struct waiter *w)
     waiter_add(&sb->starters, w);
     sb->start_began_ms = clock_mono_ms();
     sb->step = "creating the instance";
-    sandbox_arm(sb, start_bound_ms(sb, timeout_ns), proxy_timeout);
+    sb->start_deadline_ms = sb->start_began_ms + start_bound_ms(sb, timeout_ns);
+    arm_deadline(sb);
     if (create_begin(sb, &err) < 0)
         sandbox_start_fail(sb, "create", &err);
 }

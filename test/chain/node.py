@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A worker node in a test's own namespaces (pytest_run.py --isolated): the real daemon under the real keeper on
+the `local` provider, spoken to as a shim does."""
+import contextlib
+import json
+import os
+import pathlib
+import subprocess
+import time
+
+import ttrpc
+from conftest import BIN, Program, wait_for
+from ttrpc import Client, message
+
+HYPERVISOR, AGENT, HEALTH = "hypervisor.Hypervisor", "grpc.AgentService", "grpc.Health"
+KATA = "io.katacontainers.config.hypervisor."
+SANDBOX = "317c7ae225b8b5a7d6ee12d79dd3eb3e23e89b7fca54bef52b5b917a74603d4c"
+
+
+def annotations(pod="web-0", namespace="ns1", **more):
+    """The nine that a shim sends; more: key=value with dots as __, None leaves one out."""
+    all_nine = {
+        "io.kubernetes.cri.sandbox-name": pod,
+        "io.kubernetes.cri.sandbox-namespace": namespace,
+        KATA + "machine_type": "", KATA + "image": "", KATA + "default_vcpus": "1",
+        KATA + "default_memory": "256", KATA + "default_gpus": "0",
+        KATA + "default_gpu_model": "", KATA + "cc_init_data": "",
+    }
+    for key, value in more.items():
+        all_nine[KATA + key] = value
+    return {k: v for k, v in all_nine.items() if v is not None}
+
+
+def create_request(sandbox=SANDBOX, netns="/run/netns/pod1", notes=None):
+    notes = annotations() if notes is None else notes
+    return message((1, sandbox)) + b"".join(
+        ttrpc.field(2, ttrpc.field(1, k) + ttrpc.field(2, v)) for k, v in notes.items()
+    ) + message((3, netns))
+
+
+class Node:
+    def __init__(self, directory, *flags, keeper=True, env=None):
+        self.dir = pathlib.Path(directory)
+        self.flags, self.keeper, self.env = flags, keeper, env or {}
+        self.socket = self.dir / "hypervisor.sock"
+        self.control = self.dir / "control.sock"
+        self.pods = self.dir / "pods"
+        self.registry = self.dir / "cloud"
+        self.starts = 0
+        self.program = None
+
+    def argv(self):
+        daemon = [BIN / "cloud-api-adaptor", "local", "-socket", self.socket, "-pods-dir", self.pods,
+                  "-control-socket", self.control, "-local-registry-dir", self.registry,
+                  "-forwarder-compat", "native", "-node-name", "worker", "-log-level", "debug",
+                  *self.flags]
+        return ([BIN / "peerpod-keeper", "--"] if self.keeper else []) + daemon
+
+    def start(self, wait=True):
+        self.starts += 1
+        env = {**os.environ, "PEERPOD_CONFIG_DIR": str(self.dir / "etc"), **self.env}
+        self.program = Program(self.argv(), self.dir / f"node.log.{self.starts}", env=env)
+        if wait:
+            wait_for(lambda: self.serves() or not self.program.alive())
+            assert self.program.alive(), self.log()
+        return self
+
+    def serves(self):
+        with contextlib.suppress(OSError, ttrpc.Closed), Client(self.socket, timeout=5) as c:
+            return c.call(HYPERVISOR, "Version").code == ttrpc.OK
+
+    def stop(self):
+        if self.program:
+            self.program.stop()
+
+    def log(self):
+        return self.program.log()
+
+    def daemon_pid(self):
+        """The daemon behind the keeper."""
+        children = pathlib.Path(f"/proc/{self.program.pid}/task/{self.program.pid}/children")
+        return int(children.read_text().split()[0]) if self.keeper else self.program.pid
+
+    # -- the hypervisor service: a connection for each call, as the Go shim does it --
+
+    def call(self, method, payload, timeout=30, **more):
+        with Client(self.socket, timeout=timeout) as client:
+            return client.call(HYPERVISOR, method, payload, **more)
+
+    def create(self, sandbox=SANDBOX, **more):
+        return self.call("CreateVM", create_request(sandbox, **more))
+
+    def start_vm(self, sandbox=SANDBOX, **more):
+        return self.call("StartVM", message((1, sandbox)), **more)
+
+    def stop_vm(self, sandbox=SANDBOX, **more):
+        return self.call("StopVM", message((1, sandbox)), **more)
+
+    def run_pod(self, sandbox=SANDBOX, **more):
+        """CreateVM and StartVM; the path of the agent's socket."""
+        created = self.create(sandbox, **more)
+        assert created.code == ttrpc.OK, created
+        started = self.start_vm(sandbox)
+        assert started.code == ttrpc.OK, started
+        return ttrpc.text(ttrpc.parse(created.payload), 1)
+
+    # -- the world --
+
+    def instances(self):
+        """What the local provider's registry holds: its cloud."""
+        return sorted(str(p.relative_to(self.registry)) for p in self.registry.rglob("*.json"))
+
+    def sandboxes(self):
+        return sorted(p.name for p in self.pods.iterdir() if not p.name.startswith("."))
+
+    def record(self, sandbox=SANDBOX):
+        return json.loads((self.pods / sandbox / "sandbox.json").read_text())
+
+    def gone(self, sandbox=SANDBOX):
+        return not (self.pods / sandbox).exists() and not self.instances()
+
+    def wait_gone(self, sandbox=SANDBOX, seconds=15):
+        wait_for(lambda: self.gone(sandbox), seconds)
+
+    def world(self):
+        """What must be the same after an operation has been undone, when nothing moves."""
+        last, now = None, self.look()
+        while last != now:
+            time.sleep(0.03)
+            last, now = now, self.look()
+        return now
+
+    def look(self):
+        pid = self.daemon_pid()
+        links = subprocess.run(["ip", "-o", "link"], capture_output=True, text=True, check=True)
+        # Names only: an interface's number grows for ever.
+        names = sorted(line.split(": ")[1] for line in links.stdout.splitlines())
+        fds = sorted(os.readlink(f"/proc/{pid}/fd/{n}").split(":")[0]
+                     for n in os.listdir(f"/proc/{pid}/fd")
+                     if os.path.lexists(f"/proc/{pid}/fd/{n}"))
+        processes = sorted(p.name for p in pathlib.Path("/proc").iterdir() if p.name.isdigit()
+                           and not is_own(p))
+        return {"links": names, "fds": fds, "processes": processes,
+                "threads": len(os.listdir(f"/proc/{pid}/task")),
+                "sandboxes": self.sandboxes(), "instances": self.instances()}
+
+
+def is_own(proc):
+    """The test's own processes come and go."""
+    with contextlib.suppress(OSError):
+        return (proc / "comm").read_text().strip() in ("ip", "python3", "python", "pytest")
+    return True
+
+
+def check_world(node, before, seconds=10):
+    """The world becomes what it was; says what differs when it does not."""
+    end = time.monotonic() + seconds
+    while node.world() != before and time.monotonic() < end:
+        time.sleep(0.05)
+    after = node.world()
+    for key, value in before.items():
+        assert after[key] == value, f"{key}: was {value}, is {after[key]}"
