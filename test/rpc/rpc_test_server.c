@@ -10,6 +10,7 @@
  *   Timeout    value: the call's time limit in nanoseconds
  *   Block      parked under the name `key` until Release; answered 1 when its client goes
  *   Release    answers the newest parked call of that name first; value: how many there were
+ *   Parked     value: how many calls are parked under that name
  *   Cancelled  value: how many parked calls lost their client so far
  * hypervisor.Hypervisor/Version is there as well, so that cases which need no more also run against
  * the daemon. Ends on SIGTERM, freeing everything, so that leak checkers have their say.
@@ -188,6 +189,20 @@ static void on_release(struct rpc_call *call, void *owner)
     reply_number(call, n);
 }
 
+static void on_parked(struct rpc_call *call, void *owner)
+{
+    const struct state *s = owner;
+    Ttrpc__KeyValue *m = decode(call);
+    int64_t n = 0;
+
+    if (!m)
+        return;
+    for (const struct parked *p = s->parked; p; p = p->next)
+        n += str_eq(p->name, m->key);
+    ttrpc__key_value__free_unpacked(m, NULL);
+    reply_number(call, n);
+}
+
 static void on_cancelled(struct rpc_call *call, void *owner)
 {
     const struct state *s = owner;
@@ -215,6 +230,7 @@ static const struct rpc_method methods[] = {
     {"test.Echo", "Error", on_error},
     {"test.Echo", "Large", on_large},
     {"test.Echo", "Meta", on_meta},
+    {"test.Echo", "Parked", on_parked},
     {"test.Echo", "Release", on_release},
     {"test.Echo", "Timeout", on_timeout},
     {"hypervisor.Hypervisor", "Version", on_version},

@@ -1,0 +1,6 @@
+# SPDX-License-Identifier: Apache-2.0
+pp_unit_test(rpc client SOURCES ${CMAKE_CURRENT_LIST_DIR}/rpc_client_test.c DEPS pp_wire
+  ARGS $<TARGET_FILE:rpc_test_server>)
+if(TARGET test_rpc_client)
+  add_dependencies(test_rpc_client rpc_test_server)
+endif()

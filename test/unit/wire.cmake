@@ -1,0 +1,7 @@
+# SPDX-License-Identifier: Apache-2.0
+pp_unit_test(wire recordings SOURCES ${CMAKE_CURRENT_LIST_DIR}/wire_recordings_test.c DEPS pp_wire)
+pp_unit_test(wire ttrpc SOURCES ${CMAKE_CURRENT_LIST_DIR}/wire_ttrpc_test.c DEPS pp_wire)
+if(TARGET test_wire_recordings)
+  target_compile_definitions(test_wire_recordings PRIVATE
+    PP_CORPUS_DEFAULT="${CMAKE_SOURCE_DIR}/../shared/corpus")
+endif()
