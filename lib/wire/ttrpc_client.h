@@ -13,7 +13,8 @@ struct ttrpc_client;
 int ttrpc_client_connect(const char *path, int64_t timeout_ms, struct ttrpc_client **ret,
                          struct err *err);
 void ttrpc_client_free(struct ttrpc_client *c); /* waiting calls fail with -ESHUTDOWN */
-/* Ends the connection, so that the calls of other threads return; c stays valid until it is freed. */
+/* Ends the connection, so that the calls of other threads return; c stays valid until it is freed.
+ */
 void ttrpc_client_shutdown(struct ttrpc_client *c);
 DEFINE_CLEANUP(struct ttrpc_client, ttrpc_client_free)
 
