@@ -35,6 +35,10 @@ if(PP_SANITIZE STREQUAL "asan")
   target_compile_options(pp_options INTERFACE -fsanitize=address,undefined
     -fno-sanitize-recover=all -fno-omit-frame-pointer)
   target_link_options(pp_options INTERFACE -fsanitize=address,undefined)
+  if(CMAKE_C_COMPILER_ID STREQUAL "Clang")
+    # The libraries too: libFuzzer is blind to code without it.
+    target_compile_options(pp_options INTERFACE -fsanitize=fuzzer-no-link)
+  endif()
 elseif(PP_SANITIZE STREQUAL "tsan")
   target_compile_options(pp_options INTERFACE -fsanitize=thread -fno-omit-frame-pointer)
   target_link_options(pp_options INTERFACE -fsanitize=thread)

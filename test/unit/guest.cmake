@@ -8,3 +8,8 @@ foreach(name apf cloudconfig initdata toml)
   pp_fuzz_target(guest ${name} SOURCES ${CMAKE_CURRENT_LIST_DIR}/../fuzz/guest_${name}_fuzz.c
     DEPS pp_guest CORPUS ${CMAKE_CURRENT_LIST_DIR}/../fuzz/corpus/guest_${name})
 endforeach()
+if(BUILD_TESTING)
+  add_executable(guest_judge ${CMAKE_CURRENT_LIST_DIR}/guest_judge.c)
+  target_link_libraries(guest_judge PRIVATE pp_options pp_guest)
+endif()
+pp_pytest(guest judges FILE unit/guest_judges_test.py TIMEOUT 120)
