@@ -1,0 +1,373 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Theory of operation
+ *
+ * The forwarder ends the daemon's tunnel in the pod VM (design.md 4, 5, 7). It is crash-only: its
+ * state lies in the state directory (state.c), its descriptors in the descriptor store, and
+ * starting means taking up what is there:
+ *
+ *     lock, key, generation -> channels of a predecessor -> tunnel -> listener -> READY=1 -> agent
+ *
+ * The listening socket is bound once in the life of the VM; a successor inherits it, so a daemon
+ * that dials while we are away waits in its backlog. The agent's socket likewise (agent.c).
+ *
+ * Native mode only: apf.json must name the sandbox, the daemon's certificate and the enrolment
+ * secret. The secret is given to the tunnel until it was retired; which one that was is remembered
+ * by its digest. A daemon of a lower generation than the highest seen is refused by the tunnel.
+ */
+#include "forwarder/forwarder.h"
+
+#include <errno.h>
+#include <netdb.h>
+#include <sys/socket.h>
+
+#include "base/fs.h"
+#include "base/log.h"
+#include "base/str.h"
+#include "forwarder/agent.h"
+#include "forwarder/channel.h"
+#include "forwarder/mounts.h"
+#include "forwarder/state.h"
+#include "guest/apf.h"
+#include "relay/fdstore.h"
+#include "relay/tunnel.h"
+
+#define LISTEN_NAME "listen"
+#define BACKLOG 128
+#define HOST_MAX 256
+#define ACCEPTS_AT_ONCE 16
+
+struct forwarder {
+    uv_loop_t *loop;
+    const struct forwarder_options *options;
+    struct apf apf;
+    struct state *state;
+    struct tls_identity *self;
+    struct tls_ctx *ctx;
+    struct splice_rules rules;
+    struct channel_set *channels;
+    struct tunnel *tunnel;
+    struct agent *agent;
+    int listener;
+    uv_poll_t poll;
+    bool polling;
+};
+
+/* -- configuration -- */
+
+static int check_native(const struct forwarder_options *o, const struct apf *apf, struct err *err)
+{
+    if (apf->tunnel != APF_TUNNEL_NATIVE)
+        return err_set(err, -ENOTSUP,
+                       "%s has no keys of the native tunnel (tunnel, sandbox-id, "
+                       "enrolment-secret): it was written by a daemon in upstream mode, which "
+                       "this version does not serve yet; give the daemon -forwarder-compat native",
+                       o->config);
+    if (str_empty(apf->tls_client_ca))
+        return err_set(err, -EINVAL,
+                       "%s has no tls-client-ca: the daemon cannot be told from others", o->config);
+    return 0;
+}
+
+static int read_apf(struct forwarder *f, struct err *err)
+{
+    const char *path = f->options->config;
+    char *text = NULL;
+    size_t len = 0;
+    int r = fs_read(AT_FDCWD, path, APF_JSON_MAX, &text, &len, err);
+    if (r < 0)
+        return err_wrap(err, r,
+                        "the daemon's configuration (-config; process-user-data writes it)");
+    r = apf_parse(text, len, &f->apf, err);
+    secret_wipe(text, len);
+    free(text);
+    if (r < 0)
+        return err_wrap(err, r, "%s", path);
+    r = check_native(f->options, &f->apf, err);
+    if (r == 0 && !f->apf.has_network)
+        log_warn("%s has no pod-network: the pod gets no network of its own", path);
+    return r;
+}
+
+/* -- the tunnel's reports -- */
+
+static void on_up(void *owner, bool first)
+{
+    const struct forwarder *f = owner;
+    struct tunnel_stats stats;
+    tunnel_get_stats(f->tunnel, &stats);
+    log_info("tunnel with %s is up%s", stats.peer, first ? "" : " again");
+}
+
+static void on_down(void *owner, const struct err *why)
+{
+    (void)owner;
+    log_info("tunnel is down, waiting for the daemon: %s", err_text(why));
+}
+
+static void on_refused(void *owner, const struct err *why)
+{
+    (void)owner;
+    log_warn("%s", err_text(why));
+}
+
+static int on_enrolled(void *owner, const uint8_t pin[TLS_PIN_SIZE])
+{
+    struct forwarder *f = owner;
+    struct err err = ERR_INIT;
+    (void)pin;
+    int r = state_retire(f->state, f->apf.enrolment_secret, f->apf.enrolment_secret_len, &err);
+    if (r < 0)
+        log_error("retiring the enrolment secret: %s", err_text(&err));
+    else
+        log_info("enrolled; the enrolment secret is retired");
+    return r;
+}
+
+static int on_generation(void *owner, uint64_t generation)
+{
+    struct forwarder *f = owner;
+    struct err err = ERR_INIT;
+    int r = state_store_generation(f->state, generation, &err);
+    if (r < 0)
+        log_error("storing the daemon's generation: %s", err_text(&err));
+    return r;
+}
+
+static int on_open(void *owner, uint32_t id, const struct channel_ops **ret_ops, void **ret_ep)
+{
+    struct forwarder *f = owner;
+    struct err err = ERR_INIT;
+    int r = channel_set_open(f->channels, id, ret_ops, ret_ep, &err);
+    if (r < 0)
+        log_error("channel %u: %s", id, err_text(&err));
+    return r;
+}
+
+static const struct tunnel_ops tunnel_ops = {
+    .up = on_up,
+    .down = on_down,
+    .refused = on_refused,
+    .enrolled = on_enrolled,
+    .generation = on_generation,
+    .open = on_open,
+};
+
+static int make_tunnel(struct forwarder *f, struct err *err)
+{
+    struct tunnel_config config = {
+        .role = TUNNEL_FORWARDER,
+        .sandbox_id = f->apf.sandbox_id,
+        .self = f->self,
+        .ctx = f->ctx,
+        .feature_mask = (uint64_t)f->options->feature_mask,
+    };
+    bool retired = true;
+    int r = tls_pin_of_pem(f->apf.tls_client_ca, config.peer_pin, err);
+    if (r < 0)
+        return err_wrap(err, r, "%s: tls-client-ca", f->options->config);
+    r = state_generation(f->state, &config.generation, err);
+    if (r == 0)
+        r = state_retired(f->state, f->apf.enrolment_secret, f->apf.enrolment_secret_len, &retired,
+                          err);
+    if (r == 0 && !retired) {
+        config.secret_len = MIN(f->apf.enrolment_secret_len, sizeof(config.secret));
+        memcpy(config.secret, f->apf.enrolment_secret, config.secret_len);
+    }
+    if (r == 0)
+        r = tunnel_new(f->loop, &config, &tunnel_ops, f, &f->tunnel, err);
+    secret_wipe(config.secret, sizeof(config.secret));
+    return r;
+}
+
+/* -- the agent -- */
+
+static int connect_agent(void *owner, int *ret, struct err *err)
+{
+    struct forwarder *f = owner;
+    return agent_connect(f->agent, ret, err);
+}
+
+static void on_agent_ready(void *owner, bool ready)
+{
+    struct forwarder *f = owner;
+    tunnel_set_agent_ready(f->tunnel, ready);
+}
+
+/* -- the listener -- */
+
+static void on_connection(uv_poll_t *poll, int status, int events)
+{
+    struct forwarder *f = poll->data;
+    (void)status;
+    (void)events;
+    for (int i = 0; i < ACCEPTS_AT_ONCE; i++) {
+        struct err err = ERR_INIT;
+        int fd = accept4(f->listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+        if (fd < 0)
+            return; /* nothing there, or gone already; out of descriptors: the next event */
+        if (tunnel_accept(f->tunnel, fd, &err) < 0)
+            log_warn("accepting a connection: %s", err_text(&err));
+    }
+}
+
+/* "0.0.0.0:15150", "[::]:15150", ":15150" (every address). */
+static int resolve_listen(const char *text, struct addrinfo **ret, struct err *err)
+{
+    char host[HOST_MAX];
+    const char *colon = strrchr(text, ':');
+    struct addrinfo hints = {.ai_flags = AI_PASSIVE | AI_NUMERICHOST | AI_NUMERICSERV,
+                             .ai_socktype = SOCK_STREAM};
+    if (!colon || (size_t)(colon - text) >= sizeof(host))
+        return err_set(err, -EINVAL, "-listen %s: HOST:PORT is expected", text);
+    size_t len = (size_t)(colon - text);
+    const char *from = text;
+    if (len >= 2 && from[0] == '[' && from[len - 1] == ']') {
+        from++;
+        len -= 2;
+    }
+    memcpy(host, from, len);
+    host[len] = '\0';
+    int r = getaddrinfo(len > 0 ? host : "::", colon + 1, &hints, ret);
+    if (r != 0)
+        return err_set(err, -EINVAL, "-listen %s: %s; a numeric address and port are expected",
+                       text, gai_strerror(r));
+    return 0;
+}
+
+static int bind_listener(const struct addrinfo *a, const char *text, int *ret, struct err *err)
+{
+    int on = 1, off = 0;
+    _cleanup_close_ int fd = socket(a->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (fd < 0)
+        return err_errno(err, -errno, "listening on %s", text);
+    setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
+    if (a->ai_family == AF_INET6)
+        setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &off, sizeof(off));
+    if (bind(fd, a->ai_addr, a->ai_addrlen) < 0 || listen(fd, BACKLOG) < 0)
+        return err_errno(err, -errno, "listening on %s (-listen)", text);
+    *ret = TAKE_FD(fd);
+    return 0;
+}
+
+static int make_listener(const char *text, int *ret, struct err *err)
+{
+    struct addrinfo *a = NULL;
+    int r = resolve_listen(text, &a, err);
+    if (r < 0)
+        return r;
+    r = bind_listener(a, text, ret, err);
+    freeaddrinfo(a);
+    return r < 0 ? r : fdstore_add(LISTEN_NAME, *ret, err);
+}
+
+static int start_listener(struct forwarder *f, struct err *err)
+{
+    int r = 0;
+    f->listener = fdstore_take(LISTEN_NAME);
+    if (f->listener < 0)
+        r = make_listener(f->options->listen, &f->listener, err);
+    if (r < 0)
+        return r;
+    r = uv_poll_init(f->loop, &f->poll, f->listener);
+    if (r < 0)
+        return err_errno(err, r, "polling the listening socket");
+    f->poll.data = f;
+    f->polling = true;
+    return uv_poll_start(&f->poll, UV_READABLE, on_connection);
+}
+
+/* -- life -- */
+
+static int take_up_state(struct forwarder *f, struct err *err)
+{
+    int r = state_open(f->options->state_dir, &f->state, err);
+    if (r == 0)
+        r = state_identity(f->state, "agent-protocol-forwarder", &f->self, err);
+    if (r == 0)
+        r = tls_ctx_new(true, &f->ctx, err);
+    if (r < 0)
+        return r;
+    const struct channel_set_config config = {
+        .loop = f->loop,
+        .dirfd = state_dirfd(f->state),
+        .rules = &f->rules,
+        .connect = connect_agent,
+        .owner = f,
+    };
+    r = channel_set_new(&config, &f->channels, err);
+    if (r == 0)
+        r = channel_set_recover(f->channels, err);
+    if (r > 0)
+        log_info("%d connections of a predecessor go on", r);
+    return r < 0 ? r : 0;
+}
+
+static int start(struct forwarder *f, struct err *err)
+{
+    int r = read_apf(f, err);
+    if (r == 0)
+        r = take_up_state(f, err);
+    if (r == 0)
+        r = make_tunnel(f, err);
+    if (r == 0)
+        r = channel_set_attach(f->channels, f->tunnel, err);
+    if (r == 0)
+        r = start_listener(f, err);
+    if (r == 0)
+        r = agent_start(f->loop, f->options->agent_socket, on_agent_ready, f, &f->agent, err);
+    return r < 0 ? r : fdstore_notify("READY=1", err);
+}
+
+int forwarder_new(uv_loop_t *loop, const struct forwarder_options *options, struct forwarder **ret,
+                  struct err *err)
+{
+    struct forwarder *f = xcalloc(1, sizeof(*f));
+    f->loop = loop;
+    f->options = options;
+    f->listener = -1;
+    f->rules = (struct splice_rules){
+        .netns_path = options->pod_namespace,
+        .clear_dns = true,
+        .mount = mounts_make_source,
+    };
+    int r = start(f, err);
+    if (r < 0) {
+        forwarder_free(f);
+        return r;
+    }
+    log_info("sandbox %s: listening on %s", f->apf.sandbox_id, options->listen);
+    *ret = f;
+    return 0;
+}
+
+static void forwarder_done(struct forwarder *f)
+{
+    tls_ctx_free(f->ctx);
+    tls_identity_free(f->self);
+    state_close(f->state);
+    apf_done(&f->apf);
+    free(f);
+}
+
+static void on_poll_closed(uv_handle_t *handle)
+{
+    struct forwarder *f = handle->data;
+    close(f->listener);
+    forwarder_done(f);
+}
+
+void forwarder_free(struct forwarder *f)
+{
+    if (!f)
+        return;
+    agent_stop(f->agent);
+    channel_set_free(f->channels);
+    tunnel_free(f->tunnel);
+    if (f->polling) {
+        uv_close((uv_handle_t *)&f->poll, on_poll_closed);
+        return;
+    }
+    closep(&f->listener);
+    forwarder_done(f);
+}
