@@ -19,6 +19,7 @@
  */
 #include "jail.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <grp.h>
@@ -330,28 +331,83 @@ static bool has_guest_pull(const Grpc__CreateContainerRequest *q)
     return false;
 }
 
+/* One directory of this machine in the container's root: writable above it, or as it is. */
+static int show_directory(const char *root, const char *base, const char *name, struct err *err)
+{
+    char from[PATH_MAX], to[PATH_MAX], upper[PATH_MAX], work[PATH_MAX], data[3 * PATH_MAX];
+
+    if (str_format(from, sizeof from, "/%s", name) < 0 ||
+        str_format(to, sizeof to, "%s/%s", root, name) < 0 ||
+        str_format(upper, sizeof upper, "%s/%s.upper", base, name) < 0 ||
+        str_format(work, sizeof work, "%s/%s.work", base, name) < 0 ||
+        str_format(data, sizeof data, "lowerdir=%s,upperdir=%s,workdir=%s", from, upper, work) < 0)
+        return err_set(err, -ENAMETOOLONG, "root path is too long");
+    if (mkdir(to, 0755) < 0)
+        return err_errno(err, -errno, "making %s", to);
+    if (mkdir(upper, 0755) == 0 && mkdir(work, 0755) == 0 &&
+        mount("overlay", to, "overlay", 0, data) == 0)
+        return 0;
+    if (mount(from, to, NULL, MS_BIND | MS_REC, NULL) < 0 ||
+        mount(NULL, to, NULL, MS_BIND | MS_REMOUNT | MS_RDONLY, NULL) < 0)
+        return err_errno(err, -errno, "this machine's %s as the container's", from);
+    return 0;
+}
+
+static int show_entry(const char *root, const char *base, const struct dirent *e, struct err *err)
+{
+    /* The spec mounts these, or the container has its own. */
+    static const char *const own[] = {".",   "..",  "proc", "sys",  "dev",
+                                      "run", "tmp", "mnt",  "media"};
+    char from[PATH_MAX], to[PATH_MAX], target[PATH_MAX];
+    struct stat st;
+
+    for (size_t i = 0; i < ARRAY_SIZE(own); i++)
+        if (str_eq(e->d_name, own[i]))
+            return 0;
+    if (str_format(from, sizeof from, "/%s", e->d_name) < 0 ||
+        str_format(to, sizeof to, "%s/%s", root, e->d_name) < 0 || lstat(from, &st) < 0)
+        return 0;
+    if (S_ISDIR(st.st_mode))
+        return show_directory(root, base, e->d_name, err);
+    ssize_t n = S_ISLNK(st.st_mode) ? readlink(from, target, sizeof target - 1) : 0;
+    if (n <= 0)
+        return 0;
+    target[n] = '\0';
+    return symlink(target, to) < 0 ? err_errno(err, -errno, "linking %s", to) : 0;
+}
+
+/*
+ * The container's root where no image can be pulled: this machine's directories. Each is mounted by
+ * itself, because in a local VM (and in many containers) they are mounts below an empty root, and
+ * neither an overlay nor a plain bind of "/" would show what is in them.
+ */
 static int root_of_host(const char *root, struct err *err)
 {
-    char base[PATH_MAX], upper[PATH_MAX], work[PATH_MAX], data[3 * PATH_MAX];
+    char base[PATH_MAX];
+    int r = str_format(base, sizeof base, "%s.overlay", root);
 
-    if (str_format(base, sizeof base, "%s.overlay", root) < 0 ||
-        str_format(upper, sizeof upper, "%s/upper", base) < 0 ||
-        str_format(work, sizeof work, "%s/work", base) < 0 ||
-        str_format(data, sizeof data, "lowerdir=/,upperdir=%s,workdir=%s", upper, work) < 0)
-        return err_set(err, -ENAMETOOLONG, "root path is too long");
-    int r = fs_mkdir_p(root, 0755, err);
+    if (r < 0)
+        return err_set(err, r, "root path is too long");
+    r = fs_mkdir_p(root, 0755, err);
     r = r < 0 ? r : fs_mkdir_p(base, 0755, err);
     if (r < 0)
         return r;
-    if (mount("tmpfs", base, "tmpfs", 0, "mode=755,size=64m") < 0)
+    if (mount("tmpfs", base, "tmpfs", 0, "mode=755,size=64m") < 0 ||
+        mount("tmpfs", root, "tmpfs", 0, "mode=755,size=64m") < 0)
         return err_errno(err, -errno, "a tmpfs for the root");
-    if (mkdir(upper, 0755) == 0 && mkdir(work, 0755) == 0 &&
-        mount("overlay", root, "overlay", 0, data) == 0)
-        return 0;
-    if (mount("/", root, NULL, MS_BIND, NULL) < 0 ||
-        mount(NULL, root, NULL, MS_BIND | MS_REMOUNT | MS_RDONLY, NULL) < 0)
-        return err_errno(err, -errno, "this machine's root as the container's");
-    return 0;
+    static const char *const empty[] = {"proc", "sys", "dev", "run", "tmp"};
+    char path[PATH_MAX];
+    for (size_t i = 0; i < ARRAY_SIZE(empty); i++)
+        if (str_format(path, sizeof path, "%s/%s", root, empty[i]) == 0)
+            (void)mkdir(path, str_eq(empty[i], "tmp") ? 01777 : 0755);
+    DIR *dir = opendir("/");
+    struct dirent *e;
+    if (!dir)
+        return err_errno(err, -errno, "reading /");
+    while (r == 0 && (e = readdir(dir)))
+        r = show_entry(root, base, e, err);
+    closedir(dir);
+    return r;
 }
 
 static int root_prepare(const Grpc__CreateContainerRequest *q, struct err *err)

@@ -343,7 +343,7 @@ def check_names():
 
 # -- man pages --
 
-OPTION = re.compile(r"^  (-[\w-]+)(?: (\w+))?(?:  \[(\w+)\])?\n        (.*)$", re.M)
+OPTION = re.compile(r"^  (-[\w-]+)(?: ([^ \n]+))?(?:  \[(\w+)\])?\n        (.*)$", re.M)
 OPTIONS = "# OPTIONS\n"
 # What prints a program's options, where it is not plain --help.
 HELP = {"cloud-api-adaptor": ["local", "--help"]}

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 pp_unit_test(adaptor podspec SOURCES unit/adaptor_podspec_test.c
-  ${CMAKE_SOURCE_DIR}/adaptor/podspec.c DEPS pp_wire pp_base)
+  ${CMAKE_SOURCE_DIR}/adaptor/podspec.c DEPS pp_wire pp_base m)
 pp_unit_test(adaptor record SOURCES unit/adaptor_record_test.c
   ${CMAKE_SOURCE_DIR}/adaptor/record.c DEPS pp_wire pp_base)
 pp_fuzz_target(adaptor record SOURCES fuzz/adaptor_record_fuzz.c
