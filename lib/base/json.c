@@ -38,7 +38,7 @@ void json_put(struct json_object *o)
 static int get(struct json_object *o, const char *key, enum json_type type,
                struct json_object **ret, struct err *err)
 {
-    struct json_object *v;
+    struct json_object *v = NULL;
     if (!json_object_is_type(o, json_type_object) || !json_object_object_get_ex(o, key, &v) || !v)
         return -ENOENT;
     if (!json_object_is_type(v, type))
@@ -50,7 +50,7 @@ static int get(struct json_object *o, const char *key, enum json_type type,
 
 int json_get_string(struct json_object *o, const char *key, const char **ret, struct err *err)
 {
-    struct json_object *v;
+    struct json_object *v = NULL;
     int r = get(o, key, json_type_string, &v, err);
     if (r < 0)
         return r;
@@ -63,7 +63,7 @@ int json_get_string(struct json_object *o, const char *key, const char **ret, st
 
 int json_get_i64(struct json_object *o, const char *key, int64_t *ret, struct err *err)
 {
-    struct json_object *v;
+    struct json_object *v = NULL;
     int r = get(o, key, json_type_int, &v, err);
     if (r == 0)
         *ret = json_object_get_int64(v);
@@ -72,7 +72,7 @@ int json_get_i64(struct json_object *o, const char *key, int64_t *ret, struct er
 
 int json_get_bool(struct json_object *o, const char *key, bool *ret, struct err *err)
 {
-    struct json_object *v;
+    struct json_object *v = NULL;
     int r = get(o, key, json_type_boolean, &v, err);
     if (r == 0)
         *ret = json_object_get_boolean(v);

@@ -89,7 +89,7 @@ static int type_error(struct where *w, struct json_object *v, const char *expect
 /* The text of a JSON string without NULs, at most max bytes. Borrowed. */
 static int get_text(struct where *w, struct json_object *v, size_t max, const char **ret)
 {
-    const char *s;
+    const char *s = NULL;
 
     if (!json_object_is_type(v, json_type_string))
         return type_error(w, v, "a string");
@@ -175,7 +175,7 @@ static int check_text(struct where *w, const struct field *f, char *text)
 
 static int text_read(struct where *w, const struct field *f, struct json_object *v, void *to)
 {
-    const char *s;
+    const char *s = NULL;
     int r = get_text(w, v, f->max - 1, &s);
 
     if (r < 0)
@@ -218,7 +218,7 @@ static int check_word(struct where *w, const struct field *f, const char *word)
 
 static int word_read(struct where *w, const struct field *f, struct json_object *v, void *to)
 {
-    const char *s;
+    const char *s = NULL;
     int r = get_text(w, v, APF_WORD_SIZE - 1, &s);
 
     if (r < 0)
@@ -245,7 +245,7 @@ static const struct kind kind_word = {word_read, word_write};
 /* char *, at most max bytes; may be secret. */
 static int owned_read(struct where *w, const struct field *f, struct json_object *v, void *to)
 {
-    const char *s;
+    const char *s = NULL;
     int r = get_text(w, v, f->max, &s);
 
     if (r == 0 && *s)
@@ -646,7 +646,7 @@ static int ciphers_read(struct where *w, const struct field *f, struct json_obje
     list = *(char ***)to = xcalloc(n + 1, sizeof(*list));
     for (size_t i = 0; i < n; i++) {
         size_t old = enter(w, NULL, i);
-        const char *s;
+        const char *s = NULL;
         int r = get_text(w, json_object_array_get_idx(v, i), CIPHER_NAME_MAX, &s);
 
         if (r < 0)
@@ -679,7 +679,7 @@ static const struct kind kind_ciphers = {ciphers_read, ciphers_write};
 
 static int tunnel_read(struct where *w, const struct field *f, struct json_object *v, void *to)
 {
-    const char *s;
+    const char *s = NULL;
     int r = get_text(w, v, f->max, &s);
 
     if (r < 0)
@@ -707,7 +707,7 @@ static const struct kind kind_tunnel = {tunnel_read, tunnel_write};
 static int secret_read(struct where *w, const struct field *f, struct json_object *v, void *to)
 {
     struct apf *apf = to;
-    const char *s;
+    const char *s = NULL;
     int r = get_text(w, v, f->max, &s);
 
     if (r < 0 || !*s)

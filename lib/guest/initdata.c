@@ -174,7 +174,7 @@ static int get_string(const struct toml *t, const char *key, const char **ret, s
 
 static int check_head(const struct toml *t, enum initdata_algorithm *ret, struct err *err)
 {
-    const char *version, *algorithm;
+    const char *version = NULL, *algorithm = NULL;
     int r;
 
     r = get_string(t, "version", &version, err);
