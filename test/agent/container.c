@@ -251,6 +251,27 @@ static int spawn_message(struct call *call, int sync, char text[JAIL_MESSAGE_MAX
     return kind;
 }
 
+static void pid_take(const char *text, pid_t *ret)
+{
+    int64_t pid;
+
+    if (str_to_i64(text, 1, INT32_MAX, &pid) == 0)
+        *ret = (pid_t)pid;
+}
+
+/* The second process may have said its word before the first one named it. */
+static void pid_find(int sync, pid_t *ret)
+{
+    char text[JAIL_MESSAGE_MAX + 1];
+    ssize_t n;
+
+    while (*ret == 0 && (n = recv(sync, text, JAIL_MESSAGE_MAX, MSG_DONTWAIT)) > 0) {
+        text[n] = '\0';
+        if (text[0] == JAIL_PID)
+            pid_take(text + 1, ret);
+    }
+}
+
 /*
  * Runs the helper up to "ready": 0, or negative with the reason in err. The second process's pid is
  * in *ret even after a failure, 0 if there is none.
@@ -258,17 +279,16 @@ static int spawn_message(struct call *call, int sync, char text[JAIL_MESSAGE_MAX
 static int spawn_wait(struct call *call, pid_t first, int sync, pid_t *ret, struct err *err)
 {
     char text[JAIL_MESSAGE_MAX];
-    int64_t pid = 0;
     int r;
 
     *ret = 0;
     while ((r = spawn_message(call, sync, text)) == JAIL_PID)
-        if (str_to_i64(text, 1, INT32_MAX, &pid) == 0)
-            *ret = (pid_t)pid;
+        pid_take(text, ret);
     if (r < 0)
         kill(first, SIGKILL);
     waitpid(first, NULL, 0);
-    if (r == JAIL_READY)
+    pid_find(sync, ret);
+    if (r == JAIL_READY && *ret > 0)
         return 0;
     if (r == JAIL_ERROR)
         return err_set(err, -EIO, "%s", text);
