@@ -23,6 +23,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <openssl/crypto.h>
 #include <openssl/sha.h>
 #include <poll.h>
 #include <pthread.h>
@@ -470,6 +471,7 @@ static void *reader_main(void *arg)
         ;
     conn_cancel(c);
     conn_unref(c);
+    OPENSSL_thread_stop(); /* what libcrypto keeps for this thread, before anyone counts leaks */
     pthread_mutex_lock(&s->lock);
     if (--s->busy == 0)
         pthread_cond_broadcast(&s->quiet);
