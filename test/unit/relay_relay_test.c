@@ -5,13 +5,16 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/mount.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 
 #include <cmocka.h>
 
@@ -200,12 +203,462 @@ static void out_survives_restart(void **state)
     take_out(f->peer, 0, 9000);
 }
 
+static size_t blocks(const struct fixture *f)
+{
+    struct stat st;
+    assert_int_equal(fstatat(f->dirfd, FILE_NAME, &st, 0), 0);
+    return (size_t)st.st_blocks * 512 / RELAY_BLOCK;
+}
+
+static void ring_fills_and_wraps(void **state)
+{
+    struct fixture *f = *state;
+    uint64_t sent = 0, acked = 0;
+
+    for (int lap = 0; lap < 5; lap++) {
+        size_t n = RING - (size_t)(sent - acked);
+        send_pattern(f->peer, sent, n + 100);
+        sent += n;
+        while (relay_in_head(f->relay) < sent)
+            assert_true(relay_in_read(f->relay, SIZE_MAX) > 0);
+        assert_int_equal(relay_in_read(f->relay, SIZE_MAX), -ENOBUFS);
+        restart(f);
+        assert_int_equal(relay_in_read(f->relay, SIZE_MAX), -ENOBUFS);
+        check_in(f->relay, acked, sent);
+        acked = sent - 777;
+        assert_int_equal(relay_in_ack(f->relay, acked), 0);
+        /* the 100 that waited in the socket */
+        for (size_t got = 0; got < 100;)
+            got += (size_t)relay_in_read(f->relay, 100 - got);
+        sent += 100;
+    }
+}
+
+static void out_fills_and_resumes(void **state)
+{
+    struct fixture *f = *state;
+    uint8_t *at;
+
+    put_out(f->relay, RING);
+    assert_int_equal(relay_out_space(f->relay, &at), -ENOBUFS);
+    assert_int_equal(relay_out_free(f->relay), 0);
+    assert_int_equal(relay_out_flush(f->relay), 0);
+    /* Now until the socket is full; the pipe then holds bytes too. */
+    uint64_t head = RING;
+    while (relay_out_flush(f->relay) == 0) {
+        put_out(f->relay, 10000);
+        head += 10000;
+    }
+    assert_int_equal(relay_out_flush(f->relay), -EAGAIN);
+    assert_true(relay_out_done(f->relay) < head);
+    for (uint64_t got = 0; got < head; got += 1000) {
+        size_t n = (size_t)MIN(head - got, 1000);
+        restart(f);
+        take_out(f->peer, got, n);
+        int r = relay_out_flush(f->relay);
+        assert_true(r == 0 || r == -EAGAIN);
+    }
+    assert_int_equal(relay_out_done(f->relay), head);
+}
+
+static void inject_takes_part(void **state)
+{
+    struct fixture *f = *state;
+    uint8_t own[300];
+    static uint8_t much[RING + 1];
+
+    send_pattern(f->peer, 0, 1000);
+    assert_int_equal(relay_in_read(f->relay, SIZE_MAX), 1000);
+    for (size_t i = 0; i < sizeof(own); i++)
+        own[i] = pattern(1000 + i);
+    assert_int_equal(relay_in_inject(f->relay, own, sizeof(own)), 0);
+    send_pattern(f->peer, 1300, RING - 1300);
+    restart(f);
+    assert_int_equal(relay_in_head(f->relay), 1300);
+    while (relay_in_head(f->relay) < RING)
+        assert_true(relay_in_read(f->relay, SIZE_MAX) > 0);
+    check_in(f->relay, 0, RING);
+    assert_int_equal(relay_in_inject(f->relay, own, 1), -ENOBUFS);
+    assert_int_equal(relay_in_ack(f->relay, 100), 0);
+    assert_int_equal(relay_in_inject(f->relay, much, 101), -ENOBUFS);
+    assert_int_equal(relay_in_inject(f->relay, much, sizeof(much)), -ENOBUFS);
+    assert_int_equal(relay_in_head(f->relay), RING);
+    for (size_t i = 0; i < 100; i++)
+        own[i] = pattern(RING + i);
+    assert_int_equal(relay_in_inject(f->relay, own, 100), 0); /* across the wrap's end */
+    check_in(f->relay, 100, RING + 100);
+    assert_int_equal(relay_in_inject(f->relay, own, 0), 0);
+}
+
+static void user_state_goes_with_head(void **state)
+{
+    struct fixture *f = *state;
+    uint8_t zero[RELAY_USER_SIZE] = {0}, user[RELAY_USER_SIZE], *at;
+
+    assert_memory_equal(relay_user(f->relay), zero, sizeof(zero));
+    memset(user, 7, sizeof(user));
+    relay_out_commit(f->relay, 0, user, sizeof(user));
+    assert_memory_equal(relay_user(f->relay), user, sizeof(user));
+    assert_true(relay_out_space(f->relay, &at) > 3);
+    memcpy(at, "abc", 3);
+    relay_out_commit(f->relay, 3, NULL, 0);
+    restart(f);
+    assert_memory_equal(relay_user(f->relay), user, sizeof(user));
+    assert_int_equal(relay_out_head(f->relay), 3);
+    relay_out_commit(f->relay, 0, "xy", 2); /* the rest stays */
+    memcpy(user, "xy", 2);
+    restart(f);
+    assert_memory_equal(relay_user(f->relay), user, sizeof(user));
+    assert_int_equal(relay_out_head(f->relay), 3);
+}
+
+static void eof_is_sticky(void **state)
+{
+    struct fixture *f = *state;
+
+    send_pattern(f->peer, 0, 10);
+    assert_int_equal(shutdown(f->peer, SHUT_WR), 0);
+    assert_int_equal(relay_in_read(f->relay, 4), 4);
+    assert_false(relay_in_eof(f->relay));
+    assert_int_equal(relay_in_read(f->relay, SIZE_MAX), 6);
+    assert_int_equal(relay_in_read(f->relay, SIZE_MAX), 0);
+    assert_true(relay_in_eof(f->relay));
+    restart(f);
+    assert_true(relay_in_eof(f->relay));
+    assert_int_equal(relay_in_read(f->relay, SIZE_MAX), 0);
+    /* half-close: the other direction lives */
+    put_out(f->relay, 100);
+    assert_int_equal(relay_out_flush(f->relay), 0);
+    take_out(f->peer, 0, 100);
+}
+
+static void fin_comes_last(void **state)
+{
+    struct fixture *f = *state;
+    uint8_t *at, byte;
+
+    put_out(f->relay, 100);
+    relay_out_fin(f->relay);
+    relay_out_fin(f->relay);
+    assert_int_equal(relay_out_space(f->relay, &at), -EPIPE);
+    assert_false(relay_out_finished(f->relay));
+    restart(f);
+    assert_int_equal(relay_out_flush(f->relay), 0);
+    assert_true(relay_out_finished(f->relay));
+    restart(f);
+    assert_int_equal(relay_out_flush(f->relay), 0);
+    assert_true(relay_out_finished(f->relay));
+    take_out(f->peer, 0, 100);
+    assert_int_equal(recv(f->peer, &byte, 1, 0), 0);
+    send_pattern(f->peer, 0, 5);
+    assert_int_equal(relay_in_read(f->relay, SIZE_MAX), 5);
+}
+
+static void broken_peer(void **state)
+{
+    struct fixture *f = *state;
+
+    send_pattern(f->peer, 0, 5);
+    put_out(f->relay, 100);
+    close(TAKE_FD(f->peer));
+    assert_int_equal(relay_out_flush(f->relay), -EPIPE);
+    restart(f);
+    assert_int_equal(relay_out_flush(f->relay), -EPIPE);
+    assert_int_equal(relay_out_done(f->relay), 0);
+    assert_int_equal(relay_in_read(f->relay, SIZE_MAX), 5); /* what it said before is still good */
+    assert_int_equal(relay_in_read(f->relay, SIZE_MAX), 0);
+}
+
+static void reset_peer(void **state)
+{
+    struct fixture *f = *state;
+
+    put_out(f->relay, 100);
+    assert_int_equal(relay_out_flush(f->relay), 0);
+    close(TAKE_FD(f->peer)); /* with bytes unread */
+    assert_int_equal(relay_in_read(f->relay, SIZE_MAX), -ECONNRESET);
+}
+
+static void trim_gives_blocks_back(void **state)
+{
+    struct fixture *f = *state;
+
+    send_pattern(f->peer, 0, RING);
+    while (relay_in_head(f->relay) < RING)
+        assert_true(relay_in_read(f->relay, SIZE_MAX) > 0);
+    put_out(f->relay, RING);
+    size_t full = blocks(f);
+    assert_true(full >= 2 * RING / RELAY_BLOCK);
+    relay_trim(f->relay); /* all in use */
+    assert_int_equal(blocks(f), full);
+    assert_int_equal(relay_in_ack(f->relay, RELAY_BLOCK), 0);
+    relay_trim(f->relay);
+    assert_int_equal(blocks(f), full - 1);
+    check_in(f->relay, RELAY_BLOCK, RING);
+    assert_int_equal(relay_in_ack(f->relay, RING), 0);
+    assert_int_equal(relay_out_flush(f->relay), 0);
+    restart(f); /* the new one does not know what the old one allocated */
+    relay_trim(f->relay);
+    assert_int_equal(blocks(f), 0);
+    take_out(f->peer, 0, RING);
+    send_pattern(f->peer, RING, 100);
+    assert_int_equal(relay_in_read(f->relay, SIZE_MAX), 100);
+    check_in(f->relay, RING, RING + 100);
+}
+
+/* Near the mark, as after 2^29 bytes; what 2^29 bytes do is the kill loop's long form. */
+static void base_moves_on(void **state)
+{
+    struct fixture *f = *state;
+    int low = RELAY_PEEK_MARK - 1, off;
+    socklen_t len = sizeof(off);
+
+    send_pattern(f->peer, 0, 50);
+    assert_int_equal(relay_in_read(f->relay, SIZE_MAX), 50);
+    relay_close(TAKE_PTR(f->relay));
+    int fd = openat(f->dirfd, FILE_NAME, O_RDWR | O_CLOEXEC);
+    uint64_t base = 50 + (uint64_t)low;
+    assert_int_equal(pwrite(fd, &base, 8, offsetof(struct relay_file, in_base)), 8);
+    close(fd);
+    assert_int_equal(setsockopt(f->kept.socket, SOL_SOCKET, SO_PEEK_OFF, &low, sizeof(low)), 0);
+    assert_int_equal(recover(f, NULL), 0);
+    assert_int_equal(relay_in_head(f->relay), 50);
+    send_pattern(f->peer, 50, 50);
+    assert_int_equal(relay_in_read(f->relay, SIZE_MAX), 50);
+    getsockopt(f->kept.socket, SOL_SOCKET, SO_PEEK_OFF, &off, &len);
+    assert_int_equal(off, RELAY_PEEK_TOP - 50);
+    restart(f);
+    assert_int_equal(relay_in_head(f->relay), 100);
+    check_in(f->relay, 0, 100);
+}
+
+/* -- files that nobody should have written -- */
+
+static void overwrite(struct fixture *f, off_t at, const void *data, size_t len)
+{
+    int fd = openat(f->dirfd, FILE_NAME, O_RDWR | O_CLOEXEC);
+    assert_int_equal(pwrite(fd, data, len, at), len);
+    close(fd);
+}
+
+static void expect_refusal(struct fixture *f, int code)
+{
+    struct err err = ERR_INIT;
+    int r = recover(f, &err);
+
+    if (r != code || err.code != code)
+        fail_msg("%d (%s), expected %d", r, err_text(&err), code);
+}
+
+static void hostile_files_are_refused(void **state)
+{
+    struct fixture *f = *state;
+    static const struct {
+        size_t at, len;
+        uint64_t value;
+        int code;
+    } cases[] = {
+#define CASE(field, value, code)                                                                   \
+    {offsetof(struct relay_file, field), sizeof(((struct relay_file *)NULL)->field), value, code}
+        CASE(magic, 0x4141414141414141, -EBADMSG),
+        CASE(magic, 0, -ENODATA),
+        CASE(major, 0, -EBADMSG),
+        CASE(major, 2, -EPROTONOSUPPORT),
+        CASE(major, UINT32_MAX, -EPROTONOSUPPORT),
+        CASE(header_size, 8, -EBADMSG),
+        CASE(header_size, UINT32_MAX, -EBADMSG),
+        CASE(ring_size, 0, -EBADMSG),
+        CASE(ring_size, RING + 1, -EBADMSG),
+        CASE(ring_size, RING * 2, -EBADMSG), /* not the file's size */
+        CASE(ring_size, 1U << 31, -EBADMSG),
+        CASE(in_base, 0, -EBADMSG),
+        CASE(in_base, RELAY_PEEK_TOP - 5001, -EBADMSG),
+        CASE(in_base, UINT64_MAX, -EBADMSG),
+        CASE(in_base, RELAY_PEEK_TOP + RING + 1, -EBADMSG),
+        CASE(in_base_next, UINT64_MAX, 0), /* not at the top: it never happened */
+        CASE(in_tail, 5001, -EBADMSG),
+        CASE(in_tail, UINT64_MAX, -EBADMSG),
+        CASE(in_eof, 2, -EBADMSG),
+        CASE(out_filled, UINT64_MAX, -EBADMSG),
+        CASE(out_filled, 301, -EBADMSG),
+        CASE(out_drained, 101, -EBADMSG),
+        CASE(out_drained, UINT64_MAX, -EBADMSG),
+        CASE(out_fin, 7, -EBADMSG),
+        CASE(out_slot, 2, -EBADMSG),
+        CASE(slot[0].head, 99, -EBADMSG),
+        CASE(slot[0].head, UINT64_MAX, -EBADMSG),
+        CASE(slot[0].head, 101 + RING, -EBADMSG),
+        CASE(minor, 9, 0), /* an addition that we do not know */
+#undef CASE
+    };
+    struct relay_file good;
+
+    send_pattern(f->peer, 0, 5000);
+    assert_int_equal(relay_in_read(f->relay, SIZE_MAX), 5000);
+    put_out(f->relay, 100);
+    assert_int_equal(relay_out_flush(f->relay), 0);
+    put_out(f->relay, 200);
+    relay_close(TAKE_PTR(f->relay));
+    int fd = openat(f->dirfd, FILE_NAME, O_RDONLY | O_CLOEXEC);
+    assert_int_equal(pread(fd, &good, sizeof(good), 0), sizeof(good));
+    close(fd);
+    for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
+        overwrite(f, 0, &good, sizeof(good));
+        overwrite(f, (off_t)cases[i].at, &cases[i].value, cases[i].len);
+        if (cases[i].code < 0) {
+            expect_refusal(f, cases[i].code);
+        } else {
+            assert_int_equal(recover(f, NULL), 0);
+            relay_close(TAKE_PTR(f->relay));
+        }
+    }
+    overwrite(f, 0, &good, sizeof(good));
+    assert_int_equal(recover(f, NULL), 0);
+    check_in(f->relay, 0, 5000);
+}
+
+static void sizes_are_checked(void **state)
+{
+    struct fixture *f = *state;
+    static const off_t sizes[] = {0,
+                                  7,
+                                  300,
+                                  4096,
+                                  RELAY_BLOCK,
+                                  RELAY_BLOCK + RING,
+                                  RELAY_BLOCK + 2 * RING - 1,
+                                  RELAY_BLOCK + 2 * RING + 1};
+
+    relay_close(TAKE_PTR(f->relay));
+    for (size_t i = ARRAY_SIZE(sizes); i-- > 0;) {
+        int fd = openat(f->dirfd, FILE_NAME, O_RDWR | O_CLOEXEC);
+        assert_int_equal(ftruncate(fd, sizes[i]), 0);
+        close(fd);
+        expect_refusal(f, sizes[i] < 8 ? sizes[i] == 0 ? -ENODATA : -EBADMSG : -EBADMSG);
+    }
+    assert_int_equal(unlinkat(f->dirfd, FILE_NAME, 0), 0);
+    expect_refusal(f, -ENOENT);
+    assert_int_equal(mkdirat(f->dirfd, FILE_NAME, 0700), 0);
+    expect_refusal(f, -EISDIR);
+    assert_int_equal(unlinkat(f->dirfd, FILE_NAME, AT_REMOVEDIR), 0);
+    assert_int_equal(symlinkat("/dev/zero", f->dirfd, FILE_NAME), 0);
+    expect_refusal(f, -ELOOP);
+}
+
+static void create_checks_its_arguments(void **state)
+{
+    struct fixture *f = *state;
+    struct err err = ERR_INIT;
+    struct relay *r;
+
+    assert_int_equal(relay_create(f->dirfd, FILE_NAME, &f->kept, RING, &r, &err), -EEXIST);
+    err_clear(&err);
+    assert_int_equal(relay_create(f->dirfd, "x", &f->kept, RING - 1, &r, &err), -EINVAL);
+    err_clear(&err);
+    assert_int_equal(relay_create(f->dirfd, "x", &f->kept, RING / 2, &r, &err), -EINVAL);
+    err_clear(&err);
+    fcntl(f->kept.pipe_write, F_SETFL, 0);
+    assert_int_equal(relay_create(f->dirfd, "x", &f->kept, RING, &r, &err), -EINVAL);
+    fcntl(f->kept.pipe_write, F_SETFL, O_NONBLOCK);
+    assert_int_not_equal(faccessat(f->dirfd, "x", F_OK, 0), 0);
+}
+
+/* -- a full file system -- */
+
+static void fill_up(const char *dir)
+{
+    char path[96], block[4096] = {0};
+
+    snprintf(path, sizeof(path), "%s/filler", dir);
+    int fd = open(path, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+    while (write(fd, block, sizeof(block)) > 0)
+        ;
+    assert_int_equal(errno, ENOSPC);
+    close(fd);
+}
+
+/* In a child: the mount namespace dies with it. */
+static int full_file_system(void)
+{
+    struct fixture f = {.dir = "/tmp/relay-test.XXXXXX"};
+    struct err err = ERR_INIT;
+    uint8_t *at;
+    int s[2];
+
+    if (unshare(CLONE_NEWNS) < 0 || mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0)
+        return 77;
+    if (mount("tmpfs", "/tmp", "tmpfs", 0, "size=256k") < 0)
+        return 77;
+    assert_non_null(mkdtemp(f.dir));
+    f.dirfd = open(f.dir, O_DIRECTORY | O_CLOEXEC);
+    assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, s), 0);
+    f.peer = s[0];
+    f.kept.socket = s[1];
+    assert_int_equal(relay_pipe(&f.kept, &err), 0);
+    struct relay_fds fds = dup_fds(&f.kept);
+    assert_int_equal(relay_create(f.dirfd, FILE_NAME, &fds, RING, &f.relay, &err), 0);
+    fill_up(f.dir);
+    send_pattern(f.peer, 0, 100);
+    /* Full: nothing is read, nothing is lost, nobody dies of SIGBUS. */
+    assert_int_equal(relay_in_read(f.relay, SIZE_MAX), -ENOSPC);
+    assert_int_equal(relay_out_space(f.relay, &at), -ENOSPC);
+    assert_int_equal(relay_in_inject(f.relay, "x", 1), -ENOSPC);
+    restart(&f);
+    struct relay *other;
+    assert_int_equal(relay_create(f.dirfd, "other", &f.kept, RING, &other, &err), -ENOSPC);
+    assert_int_not_equal(faccessat(f.dirfd, "other", F_OK, 0), 0);
+    assert_int_equal(unlinkat(f.dirfd, "filler", 0), 0);
+    assert_int_equal(relay_in_read(f.relay, SIZE_MAX), 100);
+    put_out(f.relay, 100);
+    fill_up(f.dir);
+    restart(&f);
+    check_in(f.relay, 0, 100);
+    assert_int_equal(relay_in_read(f.relay, SIZE_MAX), -EAGAIN);
+    /* A hostile file that claims bytes where there are no blocks. */
+    relay_close(TAKE_PTR(f.relay));
+    uint64_t head = RING;
+    overwrite(&f, offsetof(struct relay_file, slot[0].head), &head, sizeof(head));
+    expect_refusal(&f, -ENOSPC);
+    return 0;
+}
+
+static void full_file_system_is_enospc(void **state)
+{
+    int status;
+    pid_t pid = fork();
+
+    if (pid == 0)
+        _exit(full_file_system());
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    assert_true(WIFEXITED(status));
+    if (WEXITSTATUS(status) == 77) {
+        print_message("no mount namespace here: skipped\n");
+        assert_null(getenv("STRICT"));
+        skip();
+    }
+    assert_int_equal(WEXITSTATUS(status), 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(selftest_passes),
         cmocka_unit_test_setup_teardown(in_survives_restart, setup, teardown),
         cmocka_unit_test_setup_teardown(out_survives_restart, setup, teardown),
+        cmocka_unit_test_setup_teardown(ring_fills_and_wraps, setup, teardown),
+        cmocka_unit_test_setup_teardown(out_fills_and_resumes, setup, teardown),
+        cmocka_unit_test_setup_teardown(inject_takes_part, setup, teardown),
+        cmocka_unit_test_setup_teardown(user_state_goes_with_head, setup, teardown),
+        cmocka_unit_test_setup_teardown(eof_is_sticky, setup, teardown),
+        cmocka_unit_test_setup_teardown(fin_comes_last, setup, teardown),
+        cmocka_unit_test_setup_teardown(broken_peer, setup, teardown),
+        cmocka_unit_test_setup_teardown(reset_peer, setup, teardown),
+        cmocka_unit_test_setup_teardown(trim_gives_blocks_back, setup, teardown),
+        cmocka_unit_test_setup_teardown(base_moves_on, setup, teardown),
+        cmocka_unit_test_setup_teardown(hostile_files_are_refused, setup, teardown),
+        cmocka_unit_test_setup_teardown(sizes_are_checked, setup, teardown),
+        cmocka_unit_test_setup_teardown(create_checks_its_arguments, setup, teardown),
+        cmocka_unit_test(full_file_system_is_enospc),
     };
     signal(SIGPIPE, SIG_IGN);
     return cmocka_run_group_tests_name("relay.relay", tests, NULL, NULL);
