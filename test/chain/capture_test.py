@@ -48,8 +48,8 @@ def capture(tmp_path):
     log = tmp_path / "tcpdump.log"
     with open(log, "wb") as err:
         process = subprocess.Popen(
-            ["tcpdump", "-i", "any", "-y", "LINUX_SLL2", "-U", "-s", "0", "-Z", "root", "-w", path,
-             "tcp", "port", str(PORT)], stderr=err)
+            ["tcpdump", "-i", "any", "-y", "LINUX_SLL2", "-U", "--immediate-mode", "-s", "0",
+             "-Z", "root", "-w", path, "tcp", "port", str(PORT)], stderr=err)
     wait_for(lambda: b"listening on" in log.read_bytes(), 10, "tcpdump listens")
 
     def end():

@@ -36,6 +36,7 @@ class Daemon:
 
     def __init__(self, tmp_path, *flags):
         self.log_path = tmp_path / "daemon.log"
+        SOCKET.unlink(missing_ok=True)  # a predecessor's, killed: it would look like ours
         with open(self.log_path, "ab") as log:
             self.keeper = subprocess.Popen(
                 [BIN / "peerpod-keeper", "--", BIN / "cloud-api-adaptor", "local",
