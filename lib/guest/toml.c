@@ -10,8 +10,8 @@
  * wherever it stands, so 0 always stops); a key is in a table at most once; at most
  * TOML_ENTRIES_MAX entries exist, so the linear search for duplicates stays cheap.
  *
- * Where TOML leaves a choice we take the one that most readers take: CRLF inside a multi-line
- * string becomes LF. What initdata does not need is refused rather than half understood, because
+ * Where TOML leaves a choice we take the portable one: CRLF inside a multi-line string becomes LF.
+ * What initdata does not need is refused rather than half understood, because
  * the text is measured and then acted upon: two readers must not see two things in it. Dotted keys
  * get a hint of their own, since `aa.toml = ...` without quotes is the mistake that people make.
  *

@@ -3,7 +3,9 @@
  * A strict TOML 1.0 reader, as far as initdata needs it: [tables] of one level, bare and quoted
  * keys, all four kinds of strings, integers, booleans, comments. Everything else (arrays, floats,
  * dates, inline tables, dotted keys, arrays of tables) is refused with the line and what is
- * allowed. What it accepts means the same to any TOML 1.0 reader.
+ * allowed. What it accepts means the same to any TOML 1.0 reader, but for one thing that the
+ * specification leaves open: CRLF inside a multi-line string becomes LF (as with Python's tomllib;
+ * go-toml keeps it).
  */
 #pragma once
 
