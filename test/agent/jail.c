@@ -14,8 +14,8 @@
  * a mount's source or the program that does not exist. The text goes back whole.
  *
  * Pulling an image is the one thing without substance here: a root with an image_guest_pull storage
- * is this machine's own root, read-only in effect: an overlay whose upper side is a tmpfs (so that
- * mount points can be made in it), or where overlays do not work a read-only bind mount.
+ * is this machine's own root, read-only in effect: a tmpfs with an overlay for each directory (so
+ * that mount points can be made anywhere), or where overlays do not work a read-only bind mount.
  */
 #include "jail.h"
 
@@ -226,6 +226,7 @@ static int target_open(int root, const char *path, bool directory, struct err *e
     if (directory && mkdirat(parent, slash + 1, 0755) < 0)
         return err_errno(err, -errno, "making %s in the container", path);
     if (!directory) {
+        unlinkat(parent, slash + 1, 0); /* a link to nowhere, such as /etc/resolv.conf to /run */
         int made = openat(parent, slash + 1, O_CREAT | O_EXCL | O_WRONLY | O_CLOEXEC, 0644);
         if (made < 0)
             return err_errno(err, -errno, "making %s in the container", path);
