@@ -242,6 +242,7 @@ static void evict_oldest_pending(struct tunnel *t)
         struct session *s = container_of(l, struct session, in_tunnel);
         if (s == t->cur)
             continue;
+        t->stats.evicted++;
         session_fail(s, -EBUSY, "too many connections at once that have not said hello");
         return;
     }

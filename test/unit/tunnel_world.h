@@ -62,6 +62,7 @@ struct world {
     int listener;
     struct sockaddr_in address;
     bool refuse_all;    /* accept and close */
+    bool no_duplicates;
     int held[HELD_FDS]; /* duplicates of accepted sockets */
     unsigned accepted;
     struct side daemon, forwarder;
@@ -295,7 +296,7 @@ static _unused_ void on_accept(uv_poll_t *poll, int status, int events)
     unsigned slot = w->accepted++ % HELD_FDS;
     if (w->held[slot] >= 0)
         close(w->held[slot]);
-    w->held[slot] = dup(fd);
+    w->held[slot] = w->no_duplicates ? -1 : dup(fd);
     if (tunnel_accept(w->forwarder.t, fd, &err) < 0)
         fail_msg("%s", err.text);
 }
