@@ -257,7 +257,7 @@ def test_gives_up_with_the_last_reason(tmp_path, reply, words):
     with serve({GCP: lambda h: reply}) as server:
         start = time.monotonic()
         done = run(machine(tmp_path, "Google"), "-gcp-host", server.host, timeout=1, retry="400ms")
-        assert time.monotonic() - start < 5
+        assert time.monotonic() - start < 15
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]
     assert "no usable user data in the time given; last attempt" in last and words in last
@@ -281,7 +281,7 @@ def test_service_hangs(tmp_path):
         done = run(machine(tmp_path, "Google"), "-gcp-host", server.host, timeout=2)
         took = time.monotonic() - start
         release.set()
-    assert done.returncode == 1 and 1 < took < 5
+    assert done.returncode == 1 and 1 < took < 15
     assert "no usable user data in the time given" in done.stderr
 
 
@@ -304,7 +304,7 @@ def test_config_drive_comes_late(tmp_path):
         (tmp_path / "media/cidata/part").rename(tmp_path / "media/cidata/user-data")
         log = process.communicate(timeout=30)[1]
         assert process.returncode == 0, log
-        assert time.monotonic() - start < 2
+        assert time.monotonic() - start < 10
     assert (out(tmp_path) / "apf.json").read_text() == APF
 
 
@@ -357,7 +357,7 @@ def test_wrong_initdata_is_final(tmp_path, initdata, words):
     start = time.monotonic()
     done = run(machine(tmp_path, user_data=document(files)))
     assert done.returncode == 1 and words in done.stderr and "attempt" not in done.stderr
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 15
     assert not out(tmp_path).exists()
 
 
