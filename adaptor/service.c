@@ -187,7 +187,11 @@ static void stop_vm(struct rpc_call *call, void *owner)
 static void version(struct rpc_call *call, void *owner)
 {
     Hypervisor__VersionResponse response = HYPERVISOR__VERSION_RESPONSE__INIT;
+    ProtobufCMessage *request = rpc_call_decode(call, &hypervisor__version_request__descriptor);
     (void)owner;
+    if (!request)
+        return;
+    protobuf_c_message_free_unpacked(request, NULL);
     response.version = (char *)"peerpod " PP_VERSION;
     rpc_call_reply(call, &response.base);
 }

@@ -46,12 +46,14 @@ class Node:
         self.control = self.dir / "control.sock"
         self.pods = self.dir / "pods"
         self.registry = self.dir / "cloud"
+        self.vm_logs = self.dir / "vm-logs"
         self.starts = 0
         self.program = None
 
     def argv(self):
         daemon = [BIN / "cloud-api-adaptor", "local", "-socket", self.socket, "-pods-dir", self.pods,
                   "-control-socket", self.control, "-local-registry-dir", self.registry,
+                  "-vm-log-dir", self.vm_logs,
                   "-forwarder-compat", "native", "-node-name", "worker", "-log-level", "debug",
                   *self.flags]
         return ([BIN / "peerpod-keeper", "--"] if self.keeper else []) + daemon
@@ -72,9 +74,16 @@ class Node:
     def stop(self):
         if self.program:
             self.program.stop()
+        for log in [*self.dir.glob("node.log.*"), *self.vm_logs.glob("**/*")]:
+            if log.is_file():
+                check_sanitizers(log)
 
     def log(self):
         return self.program.log()
+
+    def vm_log(self):
+        return "".join(p.read_text(errors="replace") for p in self.vm_logs.glob("**/*")
+                       if p.is_file())
 
     def daemon_pid(self):
         """The daemon behind the keeper, which also adopts what the daemon leaves behind."""
@@ -146,6 +155,13 @@ class Node:
         return {"links": names, "fds": fds, "processes": processes,
                 "threads": len(os.listdir(f"/proc/{pid}/task")),
                 "sandboxes": self.sandboxes(), "instances": self.instances()}
+
+
+def check_sanitizers(log):
+    """A sanitizer's report is a failure, whatever the test saw."""
+    text = log.read_text(errors="replace")
+    for word in ("Sanitizer", "runtime error:"):
+        assert word not in text, text[max(0, text.index(word) - 200):][:4000]
 
 
 def comm(pid):
