@@ -172,7 +172,7 @@ static bool round_trip(const ProtobufCMessageDescriptor *type, const uint8_t *da
     dump_message(second, &two);
     assert_false(one.failed);
     assert_string_equal(one.data, two.data);
-    same = size == len && memcmp(data, packed, len) == 0;
+    same = size == len && (len == 0 || memcmp(data, packed, len) == 0);
     protobuf_c_message_free_unpacked(first, NULL);
     protobuf_c_message_free_unpacked(second, NULL);
     free(packed);

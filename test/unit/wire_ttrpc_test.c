@@ -106,13 +106,8 @@ static void memory_is_bounded(void **state)
 
 static void garbage_is_refused(void **state)
 {
-    static const char *const bad[] = {"\xff",
-                                      "\x0a",
-                                      "\x0a\x05"
-                                      "ab",
-                                      "\x07\x01",
-                                      "\x0f\x01",
-                                      "\x0a\xff\xff\xff\xff\x0f",
+    static const char *const bad[] = {"\xff",     "\x0a",     "\x0a\x05\x61\x62",
+                                      "\x07\x01", "\x0f\x01", "\x0a\xff\xff\xff\xff\x0f",
                                       "\x20\x80"};
     for (size_t i = 0; i < ARRAY_SIZE(bad); i++) {
         struct err err = ERR_INIT;
