@@ -431,9 +431,17 @@ static int sandbox_storage(const Grpc__Storage *st, struct err *err)
     return 0;
 }
 
+static void shm_unmount(void)
+{
+    _cleanup_free_ char *shm = str_asprintf("%s/sandbox/shm", registry.config.run_dir);
+
+    umount2(shm, MNT_DETACH | UMOUNT_NOFOLLOW);
+}
+
 /* The real agent removes the whole tree, its own socket included, and makes it anew. */
 static int run_dir_empty(struct err *err)
 {
+    shm_unmount(); /* a killed predecessor's */
     int r = fs_remove_tree(AT_FDCWD, registry.config.run_dir, err);
 
     return r < 0 ? r : fs_mkdir_p(registry.config.run_dir, 0755, err);
@@ -704,8 +712,7 @@ void sandbox_done(void)
         }
         container_free(c);
     }
-    _cleanup_free_ char *shm = str_asprintf("%s/sandbox/shm", registry.config.run_dir);
-    umount2(shm, MNT_DETACH | UMOUNT_NOFOLLOW);
+    shm_unmount();
     close_fd(&registry.ipc);
     close_fd(&registry.uts);
 }
