@@ -99,8 +99,9 @@ static void start_janitor(const char *dir)
 static void check_steps(struct report *r)
 {
     static const char *const stores[] = {
-        "in_base", "in_base_next", "in_tail",      "in_eof",       "out_filled",   "out_drained",
-        "out_fin", "out_slot",     "slot[0].head", "slot[1].head", "slot[0].user", "slot[1].user"};
+        "magic",        "in_base",      "in_base_next", "in_tail",  "in_eof",
+        "out_filled",   "out_drained",  "out_fin",      "out_slot", "slot[0].head",
+        "slot[1].head", "slot[0].user", "slot[1].user"};
     char name[REPORT_NAME_MAX];
 
     for (size_t i = 0; i < r->n_steps; i++) {

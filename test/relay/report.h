@@ -15,7 +15,7 @@ struct step {
 struct report {
     struct step steps[REPORT_STEPS_MAX];
     size_t n_steps;
-    uint64_t kills, rounds, bytes, wrong, moved_bases;
+    uint64_t kills, rounds, bytes, wrong;
     char message[512]; /* the first failure; "": none */
 };
 

@@ -2,11 +2,11 @@
 /*
  * Theory of operation
  *
- * We are the keeper here: the relay's ends of the sockets, the pipes and the files are ours, and
- * every worker is a fork that inherits them, recovers, copies, and is killed. (round_keeper uses
- * the real keeper instead, and the worker accepts and stores its connections itself.) The peers are
- * a process of their own (traffic.c), so that they run while a tracer waits. All children die with
- * us.
+ * We are the keeper here: the relay's ends of the sockets and the pipes are ours, and every worker
+ * is a fork that inherits them, makes or recovers the files, copies, and is killed. (round_keeper
+ * uses the real keeper instead, and the worker accepts and stores its connections itself.) The
+ * peers are a process of their own (traffic.c), so that they run while a tracer waits. All children
+ * die with us.
  *
  * Between two lives the base is moved now and then: SO_PEEK_OFF down to just above the mark and
  * in_base with it, so that their difference, what was received, stays. 2^29 bytes would do the same
@@ -18,7 +18,6 @@
 #include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
-#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/un.h>
@@ -37,7 +36,7 @@ static const char *const names[] = {"a", "b"};
 struct round {
     struct rig *rig;
     struct relay_fds fds[2];
-    struct relay_file *files[2];
+    size_t ring;
     pid_t peers;
     uint64_t goal;     /* of report->kills */
     uint64_t progress; /* bytes when last looked at */
@@ -89,31 +88,13 @@ static void start_peers(struct round *r, int a, int b, uint64_t limit)
     close(b);
 }
 
-/* Takes the worker's copies along: the relay of this process is closed again at once. */
-static int create_file(struct round *r, int i, size_t ring, struct err *err)
-{
-    const struct relay_fds *fds = &r->fds[i];
-    struct relay_fds copy = {fcntl(fds->socket, F_DUPFD_CLOEXEC, 0),
-                             fcntl(fds->pipe_read, F_DUPFD_CLOEXEC, 0),
-                             fcntl(fds->pipe_write, F_DUPFD_CLOEXEC, 0)};
-    struct relay *relay;
-
-    int done = relay_create(r->rig->dirfd, names[i], &copy, ring, &relay, err);
-    if (done < 0)
-        return done;
-    relay_close(relay);
-    _cleanup_close_ int fd = openat(r->rig->dirfd, names[i], O_RDWR | O_CLOEXEC);
-    r->files[i] = mmap(NULL, RELAY_FILE_HEADER, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-    return r->files[i] == MAP_FAILED ? err_errno(err, -errno, "mmap") : 0;
-}
-
 static void begin(struct round *r, uint64_t limit)
 {
     static const size_t rings[] = {RELAY_BLOCK * 2, RELAY_BLOCK * 4, RELAY_RING_DEFAULT};
-    size_t ring = rings[stream_below(&r->rig->random, ARRAY_SIZE(rings))];
     struct err err = ERR_INIT;
     int peer[2];
 
+    r->ring = rings[stream_below(&r->rig->random, ARRAY_SIZE(rings))];
     for (int i = 0; i < 2; i++) {
         int s[2];
         if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, s) < 0) {
@@ -122,7 +103,7 @@ static void begin(struct round *r, uint64_t limit)
         }
         peer[i] = s[0];
         r->fds[i].socket = s[1];
-        if (relay_pipe(&r->fds[i], &err) < 0 || create_file(r, i, ring, &err) < 0) {
+        if (relay_pipe(&r->fds[i], &err) < 0) {
             report_fail(r->rig->report, "%s", err_text(&err));
             return;
         }
@@ -166,17 +147,19 @@ static void stop_traffic(const struct round *r)
 
 static void move_base(struct round *r, int i, uint64_t above)
 {
-    struct relay_file *f = r->files[i];
+    _cleanup_close_ int file = openat(r->rig->dirfd, names[i], O_RDWR | O_CLOEXEC);
+    struct relay_file f = {0};
     int fd = r->fds[i].socket, now;
     socklen_t len = sizeof(now);
 
-    if (f->in_base_next != 0 || getsockopt(fd, SOL_SOCKET, SO_PEEK_OFF, &now, &len) < 0)
+    if (file < 0 || pread(file, &f, sizeof(f), 0) < 0 || f.magic[0] == '\0' ||
+        f.in_base_next != 0 || getsockopt(fd, SOL_SOCKET, SO_PEEK_OFF, &now, &len) < 0)
         return;
     int next = (int)(RELAY_PEEK_MARK + stream_below(&r->rig->random, above));
-    if (setsockopt(fd, SOL_SOCKET, SO_PEEK_OFF, &next, sizeof(next)) < 0)
-        return;
-    f->in_base = f->in_base - (uint64_t)now + (uint64_t)next;
-    r->rig->report->moved_bases++;
+    f.in_base = f.in_base - (uint64_t)now + (uint64_t)next;
+    if (setsockopt(fd, SOL_SOCKET, SO_PEEK_OFF, &next, sizeof(next)) < 0 ||
+        pwrite(file, &f.in_base, sizeof(f.in_base), offsetof(struct relay_file, in_base)) < 0)
+        report_fail(r->rig->report, "moving a base: %s", strerror(errno));
 }
 
 /* The status of a worker that was not killed by us. true: the round is over. */
@@ -184,7 +167,10 @@ static bool ended(struct round *r, int status)
 {
     if (WIFEXITED(status) && WEXITSTATUS(status) == 0)
         return true;
-    report_fail(r->rig->report, "a worker ended with wait status %#x", (unsigned)status);
+    usleep(20 * 1000); /* the peers may be about to say why */
+    report_fail(r->rig->report, "a worker ended with wait status %#x; the peers: %s",
+                (unsigned)status,
+                r->rig->shared->message[0] ? r->rig->shared->message : "no complaint");
     return true;
 }
 
@@ -209,7 +195,7 @@ static bool random_life(struct round *r)
     int status;
 
     if (pid == 0)
-        worker_recover(r->rig->dirfd, r->fds, stream_random(&r->rig->random));
+        worker_open(r->rig->dirfd, r->fds, r->ring, stream_random(&r->rig->random));
     if (enough(r)) {
         stop_traffic(r);
         return wait_to_end(r, pid);
@@ -231,7 +217,7 @@ static bool traced_life(struct round *r, struct tracer *t)
 
     if (pid == 0) {
         tracer_join();
-        worker_recover(r->rig->dirfd, r->fds, stream_random(&r->rig->random));
+        worker_open(r->rig->dirfd, r->fds, r->ring, stream_random(&r->rig->random));
     }
     if (enough(r)) {
         t->spare = true;
@@ -264,8 +250,6 @@ static void end(struct round *r)
     if (r->peers > 0)
         join_peers(r);
     for (int i = 0; i < 2; i++) {
-        if (r->files[i] && r->files[i] != MAP_FAILED)
-            munmap(r->files[i], RELAY_FILE_HEADER);
         unlinkat(r->rig->dirfd, names[i], 0);
         closep(&r->fds[i].socket);
         closep(&r->fds[i].pipe_read);
@@ -304,10 +288,11 @@ static void name_objects(struct tracer *t, const struct round *r)
 {
     t->n_objects = 0;
     for (int i = 0; i < 2; i++) {
-        _cleanup_close_ int fd = openat(r->rig->dirfd, names[i], O_RDWR | O_CLOEXEC);
+        char path[64];
+        snprintf(path, sizeof(path), "%s/%s", r->rig->dir, names[i]);
         tracer_name(t, r->fds[i].socket, "socket");
         tracer_name(t, r->fds[i].pipe_read, "pipe");
-        tracer_name(t, fd, "file");
+        tracer_name_path(t, path, "file");
     }
 }
 

@@ -47,6 +47,14 @@ void tracer_name(struct tracer *t, int fd, const char *name)
     o->name = name;
 }
 
+void tracer_name_path(struct tracer *t, const char *path, const char *name)
+{
+    struct tracer_object *o = &t->objects[t->n_objects++];
+
+    snprintf(o->link, sizeof(o->link), "%s", path);
+    o->name = name;
+}
+
 void tracer_join(void)
 {
     ptrace(PTRACE_TRACEME, 0, NULL, NULL);
@@ -111,7 +119,8 @@ static const char *call_name(long nr)
         {SYS_getpid, "getpid"},         {SYS_exit_group, "exit_group"},
         {SYS_geteuid, "geteuid"},       {SYS_prctl, "prctl"},
         {SYS_tgkill, "tgkill"},         {SYS_mprotect, "mprotect"},
-        {SYS_getppid, "getppid"},       {SYS_madvise, "madvise"},
+        {SYS_getppid, "getppid"},       {SYS_unlinkat, "unlinkat"},
+        {SYS_ftruncate, "ftruncate"},   {SYS_madvise, "madvise"},
         {SYS_futex, "futex"},
     };
 

@@ -28,6 +28,8 @@ struct tracer {
 int tracer_check(void);
 /* Descriptor fd (of ours, the worker has it too, under any number) is called `name` in steps. */
 void tracer_name(struct tracer *t, int fd, const char *name);
+/* The same for a file that may not exist yet. */
+void tracer_name_path(struct tracer *t, const char *path, const char *name);
 /* In the child, before anything else. */
 void tracer_join(void);
 /* Runs the child to its end: true when it was killed at a step, false when it ended by itself

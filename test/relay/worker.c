@@ -151,16 +151,29 @@ _noreturn_ void worker_run(struct relay *a, struct relay *b, uint64_t seed)
     }
 }
 
-_noreturn_ void worker_recover(int dirfd, const struct relay_fds fds[2], uint64_t seed)
+/* No file, or an unfinished one: nothing was read before our predecessor died. */
+static struct relay *open_one(int dirfd, const char *name, const struct relay_fds *fds, size_t ring)
 {
-    static const char *const names[] = {"a", "b"};
-    struct relay *r[2];
     struct err err = ERR_INIT;
+    struct relay *r = NULL;
+    int result = relay_recover(dirfd, name, fds, &r, &err);
 
-    for (int i = 0; i < 2; i++)
-        if (relay_recover(dirfd, names[i], &fds[i], &r[i], &err) < 0)
-            die("relay_recover", err.code, &err);
-    worker_run(r[0], r[1], seed);
+    if (result == -ENOENT || result == -ENODATA) {
+        err_clear(&err);
+        unlinkat(dirfd, name, 0);
+        result = relay_create(dirfd, name, fds, ring, &r, &err);
+    }
+    if (result < 0)
+        die("opening a relay", result, &err);
+    return r;
+}
+
+_noreturn_ void worker_open(int dirfd, const struct relay_fds fds[2], size_t ring, uint64_t seed)
+{
+    struct relay *a = open_one(dirfd, "a", &fds[0], ring);
+    struct relay *b = open_one(dirfd, "b", &fds[1], ring);
+
+    worker_run(a, b, seed);
 }
 
 /* -- under the keeper -- */
@@ -203,10 +216,8 @@ static void accept_one(int listener, const char *name, struct relay_fds *fds, st
 static struct relay *open_kept(int dirfd, int listener, const char *name)
 {
     struct err err = ERR_INIT;
-    struct relay *r = NULL;
     struct relay_fds fds;
     char stored[FDSTORE_NAME_MAX + 1];
-    int result = -ENOENT;
 
     snprintf(stored, sizeof(stored), "%s.s", name);
     fds.socket = fdstore_take(stored);
@@ -215,19 +226,10 @@ static struct relay *open_kept(int dirfd, int listener, const char *name)
         fds.pipe_read = fdstore_take(stored);
         snprintf(stored, sizeof(stored), "%s.pw", name);
         fds.pipe_write = fdstore_take(stored);
-        result = relay_recover(dirfd, name, &fds, &r, &err);
     } else {
         accept_one(listener, name, &fds, &err);
     }
-    /* No file, or an unfinished one: nothing was read before our predecessor died. */
-    if (result == -ENOENT || result == -ENODATA) {
-        err_clear(&err);
-        unlinkat(dirfd, name, 0);
-        result = relay_create(dirfd, name, &fds, RELAY_RING_DEFAULT, &r, &err);
-    }
-    if (result < 0)
-        die("opening a kept relay", result, &err);
-    return r;
+    return open_one(dirfd, name, &fds, RELAY_RING_DEFAULT);
 }
 
 int worker_kept(const char *dir)

@@ -7,7 +7,8 @@
 /* Copies between a and b until both directions have ended. Never returns: the process exits with 0,
  * or with 1 and a line on stderr. */
 _noreturn_ void worker_run(struct relay *a, struct relay *b, uint64_t seed);
-/* Recovers both from dirfd ("a", "b") first. */
-_noreturn_ void worker_recover(int dirfd, const struct relay_fds fds[2], uint64_t seed);
+/* Opens both first: their files ("a", "b" in dirfd) are recovered, or made when nobody has finished
+ * making them. */
+_noreturn_ void worker_open(int dirfd, const struct relay_fds fds[2], size_t ring, uint64_t seed);
 /* Under the keeper: listens in dir, accepts two connections once, stores all, goes on. */
 int worker_kept(const char *dir);

@@ -11,6 +11,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <sched.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -19,6 +20,7 @@
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/un.h>
 #include <sys/wait.h>
 
@@ -249,8 +251,8 @@ static int teardown(void **state)
     return 0;
 }
 
-/* Words end with NULL. */
-static void start_keeper(struct fixture *f, const char *const *words)
+/* Words end with NULL. flags: of clone(2). */
+static void start_keeper_in(struct fixture *f, const char *const *words, unsigned long flags)
 {
     const char *argv[32] = {keeper_path};
     size_t n = 1;
@@ -258,16 +260,21 @@ static void start_keeper(struct fixture *f, const char *const *words)
 
     for (; *words; words++)
         argv[n++] = *words;
-    f->keeper = fork();
+    f->keeper = (pid_t)syscall(SYS_clone, flags | SIGCHLD, NULL, NULL, NULL, NULL);
     assert_true(f->keeper >= 0);
     if (f->keeper == 0) {
         prctl(PR_SET_PDEATHSIG, SIGKILL);
-        if (getppid() != parent)
+        if (getppid() != parent && getppid() != 0) /* 0: in another pid namespace */
             _exit(1);
         setenv("LISTEN_FDS", "7", 1); /* not the child's business */
         execv(keeper_path, (char *const *)(uintptr_t)argv);
         _exit(96);
     }
+}
+
+static void start_keeper(struct fixture *f, const char *const *words)
+{
+    start_keeper_in(f, words, 0);
 }
 
 static void start_with_child(struct fixture *f)
@@ -488,6 +495,53 @@ static void orphans_are_reaped(void **state)
     assert_int_not_equal(access(path, F_OK), 0);
 }
 
+/* How many children (zombies too) a process has; -1: this kernel does not tell. */
+static int count_children(pid_t pid)
+{
+    _cleanup_free_ char *text = NULL;
+    char path[64];
+    int n = 0;
+
+    snprintf(path, sizeof(path), "/proc/%d/task/%d/children", (int)pid, (int)pid);
+    if (fs_read(AT_FDCWD, path, 65536, &text, NULL, NULL) < 0)
+        return -1;
+    for (const char *c = text; *c; c++)
+        n += *c == ' ';
+    return n;
+}
+
+/* As in a container, where the kernel keeps signals without a handler from it. */
+static void as_pid_one(void **state)
+{
+    struct fixture *f = *state;
+    const char *const words[] = {"-log-level", "error", "--", self_path, "child", f->path, NULL};
+    int pid, n = 2;
+
+    if (geteuid() != 0) {
+        print_message("needs root: skipped\n");
+        assert_null(getenv("STRICT"));
+        skip();
+    }
+    start_keeper_in(f, words, CLONE_NEWPID);
+    meet(f);
+    assert_int_equal(f->child, 2);
+    assert_int_equal(sscanf(ask(f, "orphan"), "orphan %d", &pid), 1);
+    assert_string_equal(ask(f, "add x y"), "ok");
+    int64_t deadline = clock_mono_ms() + WAIT_MS;
+    while ((n = count_children(f->keeper)) > 1 && clock_mono_ms() < deadline)
+        usleep(1000);
+    assert_true(n == 1 || n == -1);
+    kill(f->keeper, SIGHUP);
+    assert_string_equal(hear(f), "signal 1");
+    order(f, "exit 1");
+    meet(f);
+    assert_string_equal(f->store, "x=y");
+    kill(f->keeper, SIGTERM);
+    assert_string_equal(hear(f), "signal 15");
+    order(f, "exit 5");
+    assert_int_equal(keeper_status(f), 5);
+}
+
 static void other_users_are_refused(void **state)
 {
     struct fixture *f = *state;
@@ -557,6 +611,7 @@ int main(int argc, char **argv)
         cmocka_unit_test_setup_teardown(signals_are_forwarded, setup, teardown),
         cmocka_unit_test_setup_teardown(killed_when_asked_to_end, setup, teardown),
         cmocka_unit_test_setup_teardown(orphans_are_reaped, setup, teardown),
+        cmocka_unit_test_setup_teardown(as_pid_one, setup, teardown),
         cmocka_unit_test_setup_teardown(other_users_are_refused, setup, teardown),
         cmocka_unit_test_setup_teardown(final_statuses, setup, teardown),
         cmocka_unit_test_setup_teardown(holds_on_while_it_holds, setup, teardown),

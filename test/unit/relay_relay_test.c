@@ -450,47 +450,50 @@ static void expect_refusal(struct fixture *f, int code)
         fail_msg("%d (%s), expected %d", r, err_text(&err), code);
 }
 
+static const struct {
+    size_t at, len;
+    uint64_t value;
+    int code;
+} hostile[] = {
+#define CASE(field, value, code)                                                                   \
+    {                                                                                              \
+        offsetof(struct relay_file, field), sizeof(((struct relay_file *)NULL)->field), value,     \
+            code                                                                                   \
+    }
+    CASE(magic, 0x4141414141414141, -EBADMSG),
+    CASE(magic, 0, -ENODATA),
+    CASE(major, 0, -EBADMSG),
+    CASE(major, 2, -EPROTONOSUPPORT),
+    CASE(major, UINT32_MAX, -EPROTONOSUPPORT),
+    CASE(header_size, 8, -EBADMSG),
+    CASE(header_size, UINT32_MAX, -EBADMSG),
+    CASE(ring_size, 0, -EBADMSG),
+    CASE(ring_size, RING + 1, -EBADMSG),
+    CASE(ring_size, RING * 2, -EBADMSG), /* not the file's size */
+    CASE(ring_size, 1U << 31, -EBADMSG),
+    CASE(in_base, 0, -EBADMSG),
+    CASE(in_base, RELAY_PEEK_TOP - 5001, -EBADMSG),
+    CASE(in_base, UINT64_MAX, -EBADMSG),
+    CASE(in_base, RELAY_PEEK_TOP + RING + 1, -EBADMSG),
+    CASE(in_base_next, UINT64_MAX, 0), /* not at the top: it never happened */
+    CASE(in_tail, 5001, -EBADMSG),
+    CASE(in_tail, UINT64_MAX, -EBADMSG),
+    CASE(in_eof, 2, -EBADMSG),
+    CASE(out_filled, UINT64_MAX, -EBADMSG),
+    CASE(out_filled, 301, -EBADMSG),
+    CASE(out_drained, 101, -EBADMSG),
+    CASE(out_drained, UINT64_MAX, -EBADMSG),
+    CASE(out_fin, 7, -EBADMSG),
+    CASE(out_slot, 2, -EBADMSG),
+    CASE(slot[0].head, 99, -EBADMSG),
+    CASE(slot[0].head, UINT64_MAX, -EBADMSG),
+    CASE(slot[0].head, 101 + RING, -EBADMSG),
+    CASE(minor, 9, 0), /* an addition that we do not know */
+#undef CASE
+};
 static void hostile_files_are_refused(void **state)
 {
     struct fixture *f = *state;
-    static const struct {
-        size_t at, len;
-        uint64_t value;
-        int code;
-    } cases[] = {
-#define CASE(field, value, code)                                                                   \
-    {offsetof(struct relay_file, field), sizeof(((struct relay_file *)NULL)->field), value, code}
-        CASE(magic, 0x4141414141414141, -EBADMSG),
-        CASE(magic, 0, -ENODATA),
-        CASE(major, 0, -EBADMSG),
-        CASE(major, 2, -EPROTONOSUPPORT),
-        CASE(major, UINT32_MAX, -EPROTONOSUPPORT),
-        CASE(header_size, 8, -EBADMSG),
-        CASE(header_size, UINT32_MAX, -EBADMSG),
-        CASE(ring_size, 0, -EBADMSG),
-        CASE(ring_size, RING + 1, -EBADMSG),
-        CASE(ring_size, RING * 2, -EBADMSG), /* not the file's size */
-        CASE(ring_size, 1U << 31, -EBADMSG),
-        CASE(in_base, 0, -EBADMSG),
-        CASE(in_base, RELAY_PEEK_TOP - 5001, -EBADMSG),
-        CASE(in_base, UINT64_MAX, -EBADMSG),
-        CASE(in_base, RELAY_PEEK_TOP + RING + 1, -EBADMSG),
-        CASE(in_base_next, UINT64_MAX, 0), /* not at the top: it never happened */
-        CASE(in_tail, 5001, -EBADMSG),
-        CASE(in_tail, UINT64_MAX, -EBADMSG),
-        CASE(in_eof, 2, -EBADMSG),
-        CASE(out_filled, UINT64_MAX, -EBADMSG),
-        CASE(out_filled, 301, -EBADMSG),
-        CASE(out_drained, 101, -EBADMSG),
-        CASE(out_drained, UINT64_MAX, -EBADMSG),
-        CASE(out_fin, 7, -EBADMSG),
-        CASE(out_slot, 2, -EBADMSG),
-        CASE(slot[0].head, 99, -EBADMSG),
-        CASE(slot[0].head, UINT64_MAX, -EBADMSG),
-        CASE(slot[0].head, 101 + RING, -EBADMSG),
-        CASE(minor, 9, 0), /* an addition that we do not know */
-#undef CASE
-    };
     struct relay_file good;
 
     send_pattern(f->peer, 0, 5000);
@@ -502,11 +505,11 @@ static void hostile_files_are_refused(void **state)
     int fd = openat(f->dirfd, FILE_NAME, O_RDONLY | O_CLOEXEC);
     assert_int_equal(pread(fd, &good, sizeof(good), 0), sizeof(good));
     close(fd);
-    for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
+    for (size_t i = 0; i < ARRAY_SIZE(hostile); i++) {
         overwrite(f, 0, &good, sizeof(good));
-        overwrite(f, (off_t)cases[i].at, &cases[i].value, cases[i].len);
-        if (cases[i].code < 0) {
-            expect_refusal(f, cases[i].code);
+        overwrite(f, (off_t)hostile[i].at, &hostile[i].value, hostile[i].len);
+        if (hostile[i].code < 0) {
+            expect_refusal(f, hostile[i].code);
         } else {
             assert_int_equal(recover(f, NULL), 0);
             relay_close(TAKE_PTR(f->relay));
