@@ -82,7 +82,7 @@ struct tunnel_ops {
 struct tunnel_stats {
     uint64_t bytes_tx, bytes_rx; /* payload of channels */
     uint64_t sessions, redials, resumes;
-    uint64_t evicted; /* forwarder: connections that had to go before they said hello */
+    uint64_t evicted;   /* forwarder: connections that had to go before they said hello */
     int64_t last_rx_ms; /* clock_mono_ms */
     int64_t rtt_us;     /* of the last ping; 0: none was needed yet */
     bool up, agent_ready;

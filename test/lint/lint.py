@@ -39,7 +39,11 @@ PROGRAMS = ["cloud-api-adaptor", "agent-protocol-forwarder", "process-user-data"
 
 FUNCTION_MAX = 60
 # Longer ones that are better whole, each with its reason.
-LONG_FUNCTIONS = {}
+LONG_FUNCTIONS = {
+    "ctl/shim.c:send_spec": "one message, its fields in order",
+    "test/unit/net_link_test.c:test_veth_into_namespace": "one story",
+    "test/unit/relay_relay_test.c:hostile_files_are_refused": "a table of cases",
+}
 MAIN_FUNCTIONS_MAX = 15
 MAIN_FUNCTION_LINES_MAX = 45
 MAIN_LINES_MAX = 300

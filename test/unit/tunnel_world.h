@@ -61,7 +61,7 @@ struct world {
     uv_poll_t listen_poll;
     int listener;
     struct sockaddr_in address;
-    bool refuse_all;    /* accept and close */
+    bool refuse_all; /* accept and close */
     bool no_duplicates;
     int held[HELD_FDS]; /* duplicates of accepted sockets */
     unsigned accepted;
