@@ -84,6 +84,10 @@ static int read_apf(struct forwarder *f, struct err *err)
     if (r < 0)
         return err_wrap(err, r, "%s", path);
     r = check_native(f->options, &f->apf, err);
+    if (r == 0 && access(f->options->pod_namespace, F_OK) < 0)
+        log_warn("the pod's network namespace %s (-pod-namespace) is not there yet: containers "
+                 "cannot start without it",
+                 f->options->pod_namespace);
     if (r == 0 && !f->apf.has_network)
         log_warn("%s has no pod-network: the pod gets no network of its own", path);
     return r;

@@ -35,7 +35,7 @@ void mounts_make_source(void *arg, const struct splice_mount *m)
     if (m->type_len != 4 || memcmp(m->type, "bind", 4) != 0)
         return;
     if (!path_ok(m->source, m->source_len)) {
-        log_warn("bind mount with a source of %zu bytes that is no absolute path: left alone",
+        log_warn("bind mount: its source of %zu bytes is no plain absolute path, left alone",
                  m->source_len);
         return;
     }

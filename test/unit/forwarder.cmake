@@ -5,6 +5,7 @@ pp_unit_test(forwarder program SOURCES ${CMAKE_CURRENT_LIST_DIR}/forwarder_progr
   DEPS pp_tunnel pp_guest pp_wire PkgConfig::LIBUV Threads::Threads TIMEOUT 180)
 if(BUILD_TESTING)
   target_compile_definitions(test_forwarder_program PRIVATE
-    PP_BIN="${CMAKE_RUNTIME_OUTPUT_DIRECTORY}")
+    PP_BIN="${CMAKE_RUNTIME_OUTPUT_DIRECTORY}"
+    PP_CORPUS="${CMAKE_SOURCE_DIR}/../shared/corpus")
   add_dependencies(test_forwarder_program agent-protocol-forwarder peerpod-keeper)
 endif()

@@ -64,7 +64,9 @@ static void world_begin(struct world *w, const struct script *script, size_t rin
     struct edit *edit;
     int s[2];
     *w = (struct world){.script = script, .ring = ring, .got = BUF_INIT(STREAM_MAX)};
-    snprintf(w->dir, sizeof(w->dir), "/tmp/forwarder_edit.XXXXXX");
+    /* As /run: in memory, where blocks cost microseconds and not milliseconds. */
+    snprintf(w->dir, sizeof(w->dir), "%s/forwarder_edit.XXXXXX",
+             access("/dev/shm", W_OK) == 0 ? "/dev/shm" : "/tmp");
     assert_non_null(mkdtemp(w->dir));
     assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, s), 0);
     w->fds.socket = s[0];

@@ -193,6 +193,7 @@ struct ep {
     uint64_t tx_limit, acked; /* the shim has sent tx_limit bytes so far */
     struct buf rx;
     bool rx_fin, fin_acked;
+    uint32_t id;
     char gone[256];
 };
 
@@ -564,8 +565,7 @@ static bool streamed(struct world *w, void *arg)
     struct ep *e = arg;
     if (e->tx_limit < e->tx->len) {
         e->tx_limit = least(e->tx->len, (size_t)e->tx_limit + 1 + random_below(300000));
-        tunnel_channel_kick(w->tunnel, 1);
-        tunnel_channel_kick(w->tunnel, 2);
+        tunnel_channel_kick(w->tunnel, e->id);
     }
     return (e->tx_limit == e->tx->len && e->acked == e->tx->len && e->rx_fin && e->fin_acked) ||
            e->gone[0];
@@ -581,55 +581,177 @@ static bool wait_killing(struct world *w, struct ep *e, unsigned kills, unsigned
     return wait_until(w, streamed, e, 60000);
 }
 
-static void ep_init(struct ep *e, const struct script *s)
+static void begin_with_agent(struct world *w, struct agent *agent, const struct script *scripts)
 {
-    *e = (struct ep){.tx = &s->shim, .rx = BUF_INIT(STREAM_MAX)};
+    world_begin(w);
+    assert_true(wait_until(w, is_up, NULL, 20000));
+    assert_false(w->agent_ready);
+    agent_listen(agent, w->socket, scripts);
+    assert_true(wait_until(w, is_agent_ready, NULL, 20000));
+    assert_true(w->enrolled);
 }
 
-static void carry(unsigned kills, unsigned rounds)
+/* One channel for the script, from its first byte to both ends of file. */
+static void carry(struct world *w, struct agent *agent, int n, unsigned kills)
+{
+    const struct script *s = &agent->scripts[n];
+    struct ep e = {.tx = &s->shim, .rx = BUF_INIT(STREAM_MAX), .id = (uint32_t)n + 1};
+    assert_int_equal(tunnel_channel_add(w->tunnel, e.id, &ep_ops, &e), 0);
+    assert_true(wait_killing(w, &e, kills, 60));
+    assert_string_equal(e.gone, "");
+    check_answers(&e, s);
+    agent_check(agent, n);
+    tunnel_channel_remove(w->tunnel, e.id, "the test is over");
+    buf_done(&e.rx);
+}
+
+static void carry_two(unsigned kills, unsigned rounds)
 {
     struct world w;
     struct agent agent;
     struct script scripts[2];
-    struct ep first, second;
     script_long(&scripts[0], rounds);
     script_small(&scripts[1]);
-    ep_init(&first, &scripts[0]);
-    ep_init(&second, &scripts[1]);
-    world_begin(&w);
-    assert_true(wait_until(&w, is_up, NULL, 20000));
-    assert_false(w.agent_ready);
-    agent_listen(&agent, w.socket, scripts);
-    assert_true(wait_until(&w, is_agent_ready, NULL, 20000));
-    assert_true(w.enrolled);
-    assert_int_equal(tunnel_channel_add(w.tunnel, 1, &ep_ops, &first), 0);
-    assert_true(wait_killing(&w, &first, kills, 60));
-    assert_string_equal(first.gone, "");
-    check_answers(&first, &scripts[0]);
-    agent_check(&agent, 0);
+    begin_with_agent(&w, &agent, scripts);
+    carry(&w, &agent, 0, kills);
     assert_int_equal(access(w.socket, F_OK), -1); /* the agent has removed it */
-    assert_int_equal(tunnel_channel_add(w.tunnel, 2, &ep_ops, &second), 0);
-    assert_true(wait_until(&w, streamed, &second, 20000));
-    check_answers(&second, &scripts[1]);
-    agent_check(&agent, 1);
+    carry(&w, &agent, 1, 0);
     fprintf(stderr, "forwarder.program: %zu bytes to the agent, %zu from it, %u kills, %u probes\n",
             scripts[0].expected.len, scripts[0].agent.len, kills, agent.silent);
     world_end(&w);
     agent_end(&agent);
     for (int i = 0; i < 2; i++)
         script_done(&scripts[i]);
-    buf_done(&first.rx);
-    buf_done(&second.rx);
 }
 
 static void test_carries(void **state)
 {
-    carry(0, 6);
+    carry_two(0, 6);
 }
 
 static void test_killed_in_the_middle(void **state)
 {
-    carry(12, 12);
+    carry_two(12, 12);
+}
+
+/* What a real shim and a real agent have said, connection by connection. */
+static void test_recording(void **state)
+{
+    struct script scripts[RECORDED_MAX];
+    struct world w;
+    struct agent agent;
+    int n = script_recording(scripts, PP_CORPUS);
+    if (n < 0) {
+        const char *strict = getenv("STRICT");
+        fprintf(stderr, "forwarder.program: the recording is absent: skipped\n");
+        assert_false(strict && str_eq(strict, "1"));
+        skip();
+    }
+    begin_with_agent(&w, &agent, scripts);
+    for (int i = 0; i < n; i++)
+        carry(&w, &agent, i, 2);
+    fprintf(stderr, "forwarder.program: %d recorded connections, edits alone differ\n", n);
+    world_end(&w);
+    agent_end(&agent);
+    for (int i = 0; i < n; i++)
+        script_done(&scripts[i]);
+}
+
+static void put_bind(struct buf *spec, const char *type, const char *source)
+{
+    struct buf mount = {0};
+    buf_adds(&mount, "\x0a\x01/\x12");
+    char len = (char)strlen(source);
+    buf_add(&mount, &len, 1);
+    buf_adds(&mount, source);
+    buf_adds(&mount, "\x1a");
+    len = (char)strlen(type);
+    buf_add(&mount, &len, 1);
+    buf_adds(&mount, type);
+    buf_adds(spec, "\x2a");
+    len = (char)mount.len;
+    buf_add(spec, &len, 1);
+    buf_add(spec, mount.data, mount.len);
+    buf_done(&mount);
+}
+
+static bool dir_exists(const char *path)
+{
+    struct stat st;
+    return stat(path, &st) == 0 && S_ISDIR(st.st_mode);
+}
+
+/* Missing bind sources are made before the agent sees the request; nothing else is touched. */
+static void test_bind_sources(void **state)
+{
+    struct world w;
+    struct agent agent;
+    struct script script;
+    struct buf spec = {0}, payload = {0};
+    snprintf(w.dir, sizeof(w.dir), "/tmp/forwarder_sources.XXXXXX");
+    assert_non_null(mkdtemp(w.dir));
+    char base[64];
+    snprintf(base, sizeof(base), "%s", w.dir);
+    _cleanup_free_ char *missing = str_asprintf("%s/a/b", base);
+    _cleanup_free_ char *dots = str_asprintf("%s/x/../y", base);
+    _cleanup_free_ char *other = str_asprintf("%s/tmpfs", base);
+    put_bind(&spec, "bind", missing);
+    put_bind(&spec, "bind", dots);
+    put_bind(&spec, "tmpfs", other);
+    put_bind(&spec, "bind", "relative");
+    put_bind(&spec, "bind", base);
+    add_tag(&payload, 0x32, spec.len);
+    buf_add(&payload, spec.data, spec.len);
+    script_init(&script);
+    script_request(&script, "CreateContainer", payload.data, payload.len);
+    begin_with_agent(&w, &agent, &script);
+    carry(&w, &agent, 0, 0);
+    assert_true(dir_exists(missing));
+    assert_false(dir_exists(other));
+    _cleanup_free_ char *y = str_asprintf("%s/y", base);
+    _cleanup_free_ char *x = str_asprintf("%s/x", base);
+    assert_false(dir_exists(x) || dir_exists(y));
+    world_end(&w);
+    agent_end(&agent);
+    script_done(&script);
+    buf_done(&spec);
+    buf_done(&payload);
+    fs_remove_tree(AT_FDCWD, base, NULL);
+}
+
+static bool is_agent_unready(struct world *w, void *arg)
+{
+    return w->up && !w->agent_ready;
+}
+
+/* Nobody listens any more: a new connection finds that out, and whoever listens next is taken. */
+static void test_agent_restarts(void **state)
+{
+    struct world w;
+    struct agent agent;
+    struct script scripts[2];
+    script_small(&scripts[0]);
+    script_small(&scripts[1]);
+    begin_with_agent(&w, &agent, scripts);
+    carry(&w, &agent, 0, 0);
+    agent_end(&agent);
+    unlink(w.socket);
+    struct ep e = {.tx = &scripts[0].shim, .rx = BUF_INIT(STREAM_MAX), .id = 2};
+    assert_int_equal(tunnel_channel_add(w.tunnel, e.id, &ep_ops, &e), 0);
+    assert_true(wait_until(&w, streamed, &e, 20000));
+    assert_string_not_equal(e.gone, "");
+    assert_true(wait_until(&w, is_agent_unready, NULL, 20000));
+    agent_listen(&agent, w.socket, scripts);
+    assert_true(wait_until(&w, is_agent_ready, NULL, 20000));
+    e = (struct ep){.tx = &scripts[0].shim, .rx = BUF_INIT(STREAM_MAX), .id = 3};
+    assert_int_equal(tunnel_channel_add(w.tunnel, e.id, &ep_ops, &e), 0);
+    assert_true(wait_until(&w, streamed, &e, 20000));
+    check_answers(&e, &scripts[0]);
+    buf_done(&e.rx);
+    world_end(&w);
+    agent_end(&agent);
+    script_done(&scripts[0]);
+    script_done(&scripts[1]);
 }
 
 static bool file_is_there(struct world *w, void *arg)
@@ -670,9 +792,9 @@ static void test_secret_is_retired(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_carries),
-        cmocka_unit_test(test_killed_in_the_middle),
-        cmocka_unit_test(test_secret_is_retired),
+        cmocka_unit_test(test_carries),        cmocka_unit_test(test_killed_in_the_middle),
+        cmocka_unit_test(test_recording),      cmocka_unit_test(test_bind_sources),
+        cmocka_unit_test(test_agent_restarts), cmocka_unit_test(test_secret_is_retired),
     };
     signal(SIGPIPE, SIG_IGN);
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -5,7 +5,10 @@
  */
 #pragma once
 
+#include <json-c/json.h>
+
 #include "base/buf.h"
+#include "base/str.h"
 #include "wire/splice.h"
 
 #define NETNS "/run/netns/podns"
@@ -185,4 +188,60 @@ static inline void script_mixed(struct script *s)
     script_request(s, "StartContainer", "", 0);
     script_answers(s, 40, 9000);
     free(big);
+}
+
+#define RECORDED_MAX 8
+
+static inline void script_recorded_frame(struct script *s, const char *from, const uint8_t *frame,
+                                         size_t len)
+{
+    struct buf edited = BUF_INIT(STREAM_MAX);
+    if (str_eq(from, "shim")) {
+        buf_add(&s->shim, frame, len);
+        assert_int_equal(splice_frame(frame, len, &rules, &edited, NULL), 0);
+        buf_add(&s->expected, edited.data, edited.len);
+    } else {
+        buf_add(&s->agent, frame, len);
+    }
+    buf_done(&edited);
+}
+
+static inline void script_recorded_line(struct script *scripts, int *n, const char *line)
+{
+    struct json_object *o = json_tokener_parse(line), *from, *frame, *conn;
+    assert_non_null(o);
+    assert_true(json_object_object_get_ex(o, "from", &from));
+    assert_true(json_object_object_get_ex(o, "frame", &frame));
+    assert_true(json_object_object_get_ex(o, "conn", &conn));
+    const char *hex = json_object_get_string(frame);
+    int i = json_object_get_int(conn) - 1;
+    size_t len = strlen(hex) / 2;
+    assert_in_range(i, 0, RECORDED_MAX - 1);
+    for (; *n <= i; (*n)++)
+        script_init(&scripts[*n]);
+    uint8_t *bytes = xcalloc(1, len + 1);
+    assert_int_equal(str_unhex(hex, bytes, len), 0);
+    if (len > 0)
+        script_recorded_frame(&scripts[i], json_object_get_string(from), bytes, len);
+    free(bytes);
+    json_object_put(o);
+}
+
+/* How many connections it has; -1: no recording here. */
+static inline int script_recording(struct script scripts[RECORDED_MAX], const char *corpus)
+{
+    const char *dir = getenv("PEERPOD_CORPUS");
+    char *path = str_asprintf("%s/recordings/kata-agent-socket.jsonl", dir ? dir : corpus);
+    FILE *f = fopen(path, "re");
+    free(path);
+    if (!f)
+        return -1;
+    char *line = NULL;
+    size_t size = 0;
+    int n = 0;
+    while (getline(&line, &size, f) > 0)
+        script_recorded_line(scripts, &n, line);
+    free(line);
+    fclose(f);
+    return n;
 }
