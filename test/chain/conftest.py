@@ -25,6 +25,14 @@ def pytest_addoption(parser):
     parser.addoption("--socket", help="run the cases that need no test server against this socket")
 
 
+def pytest_collection_modifyitems(config, items):
+    """With --socket only the cases that suit any server are left."""
+    if config.getoption("--socket"):
+        others = [i for i in items if "any_server" not in i.fixturenames]
+        config.hook.pytest_deselected(items=others)
+        items[:] = [i for i in items if "any_server" in i.fixturenames]
+
+
 def die_with_parent():
     LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
