@@ -10,7 +10,7 @@ JOBS ?= 2
 export KILLS FUZZ_TIME JOBS
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build release demo test kill-loop fuzz lint tidy format coverage man install clean
+.PHONY: help setup build release demo test kill-loop bench-tunnel fuzz lint tidy format coverage man install clean
 
 help: ## list the targets (this text)
 	@echo "usage: make TARGET [VARIABLE=value]"; echo
@@ -40,6 +40,11 @@ kill-loop: ## the relay's kill loop in its long form (KILLS=20000); the last lin
 	@scripts/setup --build >&2
 	@scripts/build dev kill_loop >&2
 	@build/bin/kill_loop --kills $(KILLS)
+
+bench-tunnel: ## the tunnel's throughput and round trip beside plain TLS; the last line is JSON
+	@scripts/setup --build >&2
+	@scripts/build dev tunnel_bench >&2
+	@build/bin/tunnel_bench
 
 fuzz: ## libFuzzer on every target (FUZZ_TIME=60 seconds each); the last line is JSON
 	@scripts/setup >&2

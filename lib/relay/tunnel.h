@@ -35,7 +35,7 @@ struct channel_ops {
     void (*rx_fin)(void *ep);                     /* nothing comes behind rx_held; idempotent */
     bool (*rx_has_fin)(void *ep);
     /* May be NULL. The far side knows that nothing comes behind head: together with tx_tail == head
-     * and rx_has_fin this channel is complete and may be removed. */
+     * and rx_has_fin this channel is complete and may be removed. Comes again after a resume. */
     void (*tx_fin_acked)(void *ep);
     /* The far side has closed or lost this channel, or it broke the protocol on it. The tunnel has
      * already forgotten it; the owner closes its connection. reason: for the log. */

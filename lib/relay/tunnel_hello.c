@@ -208,8 +208,7 @@ static bool enrol_forwarder(struct session *s, const struct tunnel_hello *h)
 
 /* -- where the streams go on -- */
 
-/* false: the channel is gone. */
-static bool resume_channel(struct session *s, struct channel *ch,
+static void resume_channel(struct session *s, struct channel *ch,
                            const struct tunnel_hello_channel *far)
 {
     uint64_t tail = ch->ops->tx_tail(ch->ep), head = ch->ops->tx_head(ch->ep);
@@ -218,12 +217,10 @@ static bool resume_channel(struct session *s, struct channel *ch,
         why = "the two sides' offsets do not meet";
     else if (far->fin && (far->held != head || !ch->ops->tx_fin(ch->ep)))
         why = "the far side saw an end that was not sent";
-    else if (ch->ops->tx_acked(ch->ep, far->held) < 0)
-        why = "the acknowledged offset was refused";
     if (why) {
         tunnel_add_close(&s->ctl, ch->id, why);
         tunnel_lose(s->t, ch, why);
-        return false;
+        return;
     }
     ch->tx_next = far->held;
     ch->peer_limit = far->limit;
@@ -231,7 +228,9 @@ static bool resume_channel(struct session *s, struct channel *ch,
     ch->unacked_since = 0;
     ch->open_due = false;
     ch->tx_ready = true;
-    return true;
+    ch->ops->tx_acked(ch->ep, far->held); /* within its bounds, as was just seen */
+    if (far->fin && !ch->gone && ch->ops->tx_fin_acked)
+        ch->ops->tx_fin_acked(ch->ep);
 }
 
 /* The far side does not know it. */
