@@ -267,6 +267,24 @@ static bool is_bind(const Grpc__Mount *m, unsigned long flags)
     return str_eq(m->type, "bind") || (flags & MS_BIND);
 }
 
+/* In a user namespace: /sys may only be bound, and group 5 (tty) may not exist. */
+static int mount_restricted(const Grpc__Mount *m, const char *target, unsigned long flags,
+                            char *data, struct err *err)
+{
+    char *gid = strstr(data, ",gid=");
+
+    if (str_eq(m->type, "sysfs") && errno == EPERM &&
+        mount("/sys", target, NULL, MS_BIND | MS_REC, NULL) == 0)
+        return 0;
+    if (str_eq(m->type, "devpts") && errno == EINVAL && gid) {
+        size_t len = strcspn(gid + 1, ",") + 1;
+        memmove(gid, gid + len, strlen(gid + len) + 1);
+        if (mount(m->source, target, m->type, flags, data) == 0)
+            return 0;
+    }
+    return err_errno(err, -errno, "mounting %s (%s) on %s", m->source, m->type, m->destination);
+}
+
 static int mount_one(int root, const Grpc__Mount *m, struct err *err)
 {
     char data[OPTIONS_MAX], target[64];
@@ -290,11 +308,7 @@ static int mount_one(int root, const Grpc__Mount *m, struct err *err)
                    : 0;
     if (mount(m->source, target, m->type, flags, data) == 0)
         return 0;
-    if (str_eq(m->type, "sysfs") && errno == EPERM) /* in a user namespace */
-        return mount("/sys", target, NULL, MS_BIND | MS_REC, NULL) < 0
-                   ? err_errno(err, -errno, "binding /sys")
-                   : 0;
-    return err_errno(err, -errno, "mounting %s (%s) on %s", m->source, m->type, m->destination);
+    return mount_restricted(m, target, flags, data, err);
 }
 
 /* The usual nodes of a fresh /dev, bound from the VM's: mknod is refused in a user namespace. */

@@ -5,6 +5,8 @@ import pathlib
 import subprocess
 import time
 
+import pytest
+
 ROOT = pathlib.Path(os.environ["PEERPOD_SOURCE"])
 DEMO = ROOT / "scripts" / "demo"
 SECONDS_MAX = 10
@@ -31,6 +33,14 @@ def test_demo(tmp_path):
     if "asan" not in os.environ["PEERPOD_BIN"] and "tsan" not in os.environ["PEERPOD_BIN"]:
         assert seconds < SECONDS_MAX
     assert links() == before, "the demo has left network links behind"
+
+
+def test_demo_in_a_user_namespace(tmp_path):
+    if subprocess.run(["unshare", "-Urnm", "true"], check=False).returncode != 0:
+        pytest.skip("no user namespaces here")
+    done = run(tmp_path, DEMO_USERNS="1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Hello from a container in a pod VM" in done.stdout
 
 
 def test_a_command_of_ones_own_and_its_status(tmp_path):
