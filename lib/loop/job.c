@@ -236,7 +236,7 @@ static void pool_fill_locked(struct job_pool *pool, enum job_class class)
             return;
         if (job_spawn(job, &err) == 0)
             continue;
-        log_error("job %s cannot run: %s", job->name, err_text(&err));
+        log_error("%s; it ends as if cancelled", err_text(&err));
         atomic_store(&job->cancelled, true);
         finish_locked(job);
     }

@@ -8,6 +8,7 @@
 #include <signal.h>
 #include <stdatomic.h>
 #include <sys/eventfd.h>
+#include <sys/resource.h>
 #include <time.h>
 
 #include "base/clock.h"
@@ -327,6 +328,42 @@ static void many_jobs_come_and_go(void **state)
     free(t);
 }
 
+/* From now on no new descriptor can be had; the old limit is returned. */
+static struct rlimit exhaust_descriptors(void)
+{
+    struct rlimit old, none;
+    int next = dup(0);
+    assert_true(next >= 0);
+    close(next);
+    assert_int_equal(getrlimit(RLIMIT_NOFILE, &old), 0);
+    none = (struct rlimit){.rlim_cur = (rlim_t)next, .rlim_max = old.rlim_max};
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &none), 0);
+    return old;
+}
+
+static void without_descriptors_a_job_fails_cleanly(void **state)
+{
+    struct fixture *f = *state;
+    struct task running = {.wait_ms = 20}, waiting = {.wait_ms = 1}, refused = {0}, later = {0};
+    struct err err = ERR_INIT;
+    struct rlimit old;
+    start_in(f, &running, JOB_DELETE, 0, run_sleep);
+    start_in(f, &waiting, JOB_DELETE, 0, run_sleep);
+    old = exhaust_descriptors();
+    assert_int_equal(job_start(f->pool, JOB_OTHER, "refused", 0, run_sleep, on_done, &refused,
+                               &refused.job, &err),
+                     -EMFILE);
+    assert_null(refused.job);
+    assert_text_has(err_text(&err), "refused");
+    drain(f);
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &old), 0);
+    assert_true(running.ran && running.result == 0);
+    assert_true(waiting.done && !waiting.ran && !refused.done);
+    start_in(f, &later, JOB_DELETE, 0, run_sleep);
+    drain(f);
+    assert_true(later.ran);
+}
+
 static void *send_a_signal(void *arg)
 {
     pthread_kill(*(pthread_t *)arg, SIGTERM); /* ends the process where it is not blocked */
@@ -415,6 +452,7 @@ int main(void)
         cmocka_unit_test(freeing_the_pool_ends_all),
         cmocka_unit_test(a_stopping_pool_takes_no_job),
         pool_test(many_jobs_come_and_go),
+        pool_test(without_descriptors_a_job_fails_cleanly),
         pool_test(job_threads_take_no_signals),
         cmocka_unit_test(inline_jobs),
         cmocka_unit_test(what_is_attached_is_freed_with_the_job),
