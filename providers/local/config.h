@@ -2,7 +2,9 @@
 /* The options of the local provider, and what its files agree on. */
 #pragma once
 
+#include <errno.h>
 #include <limits.h>
+#include <stdio.h>
 
 #include "base/str.h"
 
@@ -45,4 +47,19 @@ static inline void local_link_mac(const char *token, unsigned char ret[6])
     (void)str_unhex(token, bytes, sizeof(bytes));
     ret[0] = 0x02; /* locally administered, unicast */
     memcpy(ret + 1, bytes, 5);
+}
+
+/* Start time in ticks since boot from the text of /proc/PID/stat: its field 22. The name in field 2
+ * may hold anything, so fields are counted from its closing parenthesis. */
+static inline int local_start_time(const char *stat, uint64_t *ret)
+{
+    const char *p = strrchr(stat, ')');
+    unsigned long long start;
+
+    for (int field = 2; p && field < 22; field++)
+        p = strchr(p + 1, ' ');
+    if (!p || sscanf(p, " %llu", &start) != 1)
+        return -EBADMSG;
+    *ret = start;
+    return 0;
 }

@@ -220,17 +220,11 @@ static int remove_locked(struct local_provider *l, struct job *job, const struct
     return r < 0 ? r : store_remove(l->store, job, rec->id, err);
 }
 
-/* The undoing has a time of its own: the job may be over its deadline or cancelled. */
+/* Not by the job, which may be over its deadline or cancelled. */
 static bool undo(struct local_provider *l, const struct store_record *rec)
 {
-    struct job *job = job_new_inline(30000);
-    struct err e = ERR_INIT;
-    int r = store_mark_deleting(l->store, rec->id, &e);
-
-    if (r == 0)
-        r = remove_locked(l, job, rec, &e);
-    job_free_inline(job);
-    return r == 0;
+    return store_mark_deleting(l->store, rec->id, NULL) == 0 &&
+           remove_locked(l, NULL, rec, NULL) == 0;
 }
 
 static int make_vm(struct local_provider *l, struct job *job, const struct store_record *rec,
@@ -250,9 +244,13 @@ static int make_vm(struct local_provider *l, struct job *job, const struct store
 static int create_locked(struct local_provider *l, struct job *job, const struct store_record *rec,
                          bool new, int lock, struct instance *ret, struct err *err)
 {
-    enum store_state state = store_state(l->store, rec->id);
-    int r = 0;
+    enum store_state state;
+    int r = store_state(l->store, rec->id, &state, err);
 
+    if (r < 0) {
+        fill_instance(rec, STORE_HALF, ret);
+        return r;
+    }
     if (state == STORE_DELETING) {
         /* Its deleter died: we hold the lock. */
         r = remove_locked(l, job, rec, err);
@@ -283,8 +281,10 @@ static int create_once(struct local_provider *l, struct job *job,
         return r;
     r = store_add(l->store, job, request, vm_index_taken, &links, &rec, &lock, &new, err);
     free(links.links);
-    if (r < 0)
+    if (r < 0) {
+        (void)str_format(ret->id, sizeof(ret->id), "%s", rec.id);
         return r;
+    }
     r = create_locked(l, job, &rec, new, lock, ret, err);
     close(lock);
     store_record_done(&rec);
@@ -342,9 +342,12 @@ static int local_list(struct provider *p, struct job *job, const struct tag *tag
             continue;
         if (r < 0)
             return r;
-        if (has_tags(&rec, tags))
-            fill_instance(&rec, store_state(l->store, *id), &list[n++]);
+        enum store_state state = STORE_HALF;
+        if (has_tags(&rec, tags) && (r = store_state(l->store, *id, &state, err)) == 0)
+            fill_instance(&rec, state, &list[n++]);
         store_record_done(&rec);
+        if (r < 0)
+            return r;
     }
     *ret = TAKE_PTR(list);
     *ret_n = n;
@@ -384,9 +387,12 @@ static int local_wait_addresses(struct provider *p, struct job *job, struct inst
         r = store_get(l->store, instance->id, &rec, err);
         if (r < 0)
             return r == -ENOENT ? err_set(err, -EHOSTDOWN, "instance %s is gone", instance->id) : r;
-        enum store_state state = store_state(l->store, instance->id);
+        enum store_state state = STORE_HALF;
         uint32_t index = rec.index;
         store_record_done(&rec);
+        r = store_state(l->store, instance->id, &state, err);
+        if (r < 0)
+            return r;
         if (state == STORE_ENDED || state == STORE_DELETING) {
             instance->gone = true;
             return err_set(err, -EHOSTDOWN, "instance %s has ended", instance->id);

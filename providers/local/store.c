@@ -39,6 +39,7 @@
 #include <sys/pidfd.h>
 #include <sys/stat.h>
 
+#include "base/clock.h"
 #include "base/fs.h"
 #include "base/json.h"
 #include "base/str.h"
@@ -95,11 +96,16 @@ int store_path(struct store *s, const char *id, const char *file, char *out, siz
     return 0;
 }
 
-static bool store_has(struct store *s, const char *id, const char *file)
+/* An error is not an answer: what cannot be looked at may well be there. */
+static int store_has(struct store *s, const char *id, const char *file, bool *ret, struct err *err)
 {
     char path[PATH_MAX];
+    int r = store_path(s, id, file, path, sizeof(path), err);
 
-    return store_path(s, id, file, path, sizeof(path), NULL) == 0 && access(path, F_OK) == 0;
+    if (r < 0)
+        return r;
+    *ret = access(path, F_OK) == 0;
+    return !*ret && errno != ENOENT ? err_errno(err, -errno, "examining %s", path) : 0;
 }
 
 /* ---- opening ---- */
@@ -133,15 +139,26 @@ void store_close(struct store *s)
 
 /* ---- locks ---- */
 
+/* Without a job: an undoing, which nobody may cut short but which must end. */
+static int wait_a_little(struct job *job, int64_t began)
+{
+    if (job)
+        return job_sleep(job, LOCK_POLL_MS);
+    usleep(LOCK_POLL_MS * 1000);
+    return clock_mono_ms() - began < STORE_UNDO_MS ? 0 : -ETIMEDOUT;
+}
+
 /* Polls: a job must hear its cancel, and the holders are quick (the slowest makes a VM: 30 ms). */
 static int lock_fd(struct job *job, int fd, const char *what, struct err *err)
 {
+    int64_t began = clock_mono_ms();
+
     while (flock(fd, LOCK_EX | LOCK_NB) < 0) {
         if (errno == EINTR)
             continue;
         if (errno != EWOULDBLOCK)
             return err_errno(err, -errno, "locking %s", what);
-        int r = job_sleep(job, LOCK_POLL_MS);
+        int r = wait_a_little(job, began);
         if (r < 0)
             return err_errno(err, r, "waiting for the lock of %s", what);
     }
@@ -423,6 +440,16 @@ static int add_locked(struct store *s, const struct instance_request *request,
     return r;
 }
 
+static void record_fill(struct store_record *rec, const struct instance_request *request)
+{
+    (void)str_format(rec->name, sizeof(rec->name), "%s", request->name);
+    memcpy(rec->token, request->token, sizeof(rec->token));
+    for (const struct tag *t = request->tags; t && t->key && rec->n_tags < INSTANCE_TAGS_MAX; t++) {
+        rec->tags[rec->n_tags][0] = xstrdup(t->key);
+        rec->tags[rec->n_tags++][1] = xstrdup(t->value);
+    }
+}
+
 int store_add(struct store *s, struct job *job, const struct instance_request *request,
               store_taken_fn *taken, void *arg, struct store_record *ret, int *ret_lock,
               bool *ret_new, struct err *err)
@@ -440,8 +467,16 @@ int store_add(struct store *s, struct job *job, const struct instance_request *r
             if (r < 0)
                 return r;
         }
+        memcpy(ret->id, rec.id, sizeof(ret->id)); /* it exists, whatever fails from here on */
         *ret_new = lock >= 0;
-        int r = lock >= 0 ? 0 : store_lock(s, job, rec.id, &lock, err);
+        if (*ret_new) {
+            /* Not read back: that could fail, and there is nothing to learn. */
+            record_fill(&rec, request);
+            *ret = rec;
+            *ret_lock = lock;
+            return 0;
+        }
+        int r = store_lock(s, job, rec.id, &lock, err);
         if (r == -ENOENT)
             continue; /* deleted since we saw it */
         if (r == 0)
@@ -458,41 +493,39 @@ int store_add(struct store *s, struct job *job, const struct instance_request *r
 
 /* ---- the VM's PID 1 ---- */
 
-/* Start time in ticks since boot: field 22 of /proc/PID/stat. The name in field 2 may hold
- * anything, so fields are counted from its closing parenthesis. */
 static int process_start(pid_t pid, uint64_t *ret)
 {
     _cleanup_free_ char *text = NULL;
     char path[64];
-    unsigned long long start;
+    int r = str_format(path, sizeof(path), "/proc/%d/stat", pid);
 
-    if (str_format(path, sizeof(path), "/proc/%d/stat", pid) < 0 ||
-        fs_read(AT_FDCWD, path, 4096, &text, NULL, NULL) < 0)
-        return -ESRCH;
-    const char *p = strrchr(text, ')');
-    if (!p || sscanf(p + 1,
-                     " %*c %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s"
-                     " %*s %*s %llu",
-                     &start) != 1)
-        return -EBADMSG;
-    *ret = start;
-    return 0;
+    if (r == 0)
+        r = fs_read(AT_FDCWD, path, 4096, &text, NULL, NULL);
+    if (r < 0)
+        return r == -ENOENT ? -ESRCH : r;
+    return local_start_time(text, ret);
 }
 
-int store_read_init(struct store *s, const char *id, struct store_init *ret)
+int store_read_init(struct store *s, const char *id, struct store_init *ret, struct err *err)
 {
     _cleanup_free_ char *text = NULL, *boot = NULL;
     char path[PATH_MAX], written[FS_BOOT_ID_LEN + 1];
     unsigned long long start;
-    int pid;
+    struct err e = ERR_INIT;
+    int pid, r = store_path(s, id, "init", path, sizeof(path), err);
 
-    if (store_path(s, id, "init", path, sizeof(path), NULL) < 0 ||
-        fs_read(AT_FDCWD, path, 256, &text, NULL, NULL) < 0 ||
-        sscanf(text, "%36s %d %llu", written, &pid, &start) != 3 || pid <= 1)
-        return -ENOENT;
+    if (r < 0)
+        return r;
+    r = fs_read(AT_FDCWD, path, 256, &text, NULL, &e);
+    if (r < 0)
+        return r == -ENOENT ? r : err_set(err, r, "%s", e.text);
+    if (sscanf(text, "%36s %d %llu", written, &pid, &start) != 3 || pid <= 1)
+        return err_set(err, -EBADMSG, "%s holds no process", path);
     /* The machine's own boot id, never the one that tests set: it is about real processes. */
-    if (fs_read(AT_FDCWD, "/proc/sys/kernel/random/boot_id", 64, &boot, NULL, NULL) < 0 ||
-        strncmp(boot, written, FS_BOOT_ID_LEN) != 0)
+    r = fs_read(AT_FDCWD, "/proc/sys/kernel/random/boot_id", 64, &boot, NULL, err);
+    if (r < 0)
+        return r;
+    if (strncmp(boot, written, FS_BOOT_ID_LEN) != 0)
         return -ENOENT;
     *ret = (struct store_init){.pid = pid, .start = start};
     return 0;
@@ -506,34 +539,48 @@ int store_open_init(const struct store_init *init, int *ret)
     if (fd < 0)
         return -errno;
     int r = process_start(init->pid, &start);
-    if (r < 0 || start != init->start)
+    if (r < 0)
+        return r;
+    if (start != init->start)
         return -ESRCH;
     *ret = TAKE_FD(fd);
     return 0;
 }
 
 /* A zombie has ended: its namespaces' processes went before it. */
-static bool init_alive(const struct store_init *init)
+static int init_alive(const struct store_init *init, bool *ret, struct err *err)
 {
     _cleanup_close_ int fd = -1;
+    int r = store_open_init(init, &fd);
 
-    if (store_open_init(init, &fd) < 0)
-        return false;
+    *ret = false;
+    if (r < 0)
+        return r == -ESRCH ? 0 : err_errno(err, r, "examining process %d", init->pid);
     struct pollfd p = {.fd = fd, .events = POLLIN};
-    return poll(&p, 1, 0) == 0;
+    int n = poll(&p, 1, 0);
+    *ret = n == 0;
+    return n < 0 ? err_errno(err, -errno, "examining process %d", init->pid) : 0;
 }
 
-enum store_state store_state(struct store *s, const char *id)
+int store_state(struct store *s, const char *id, enum store_state *ret, struct err *err)
 {
     struct store_init init;
+    bool deleting, ready, alive = false;
+    int r = store_has(s, id, "deleting", &deleting, err);
 
-    if (store_has(s, id, "deleting"))
-        return STORE_DELETING;
-    if (!store_has(s, id, "ready"))
-        return STORE_HALF;
-    if (store_read_init(s, id, &init) < 0 || !init_alive(&init))
-        return STORE_ENDED;
-    return STORE_RUNNING;
+    if (r == 0)
+        r = store_has(s, id, "ready", &ready, err);
+    if (r < 0)
+        return r;
+    *ret = deleting ? STORE_DELETING : ready ? STORE_ENDED : STORE_HALF;
+    if (*ret != STORE_ENDED)
+        return 0;
+    r = store_read_init(s, id, &init, err);
+    if (r == 0)
+        r = init_alive(&init, &alive, err);
+    if (alive)
+        *ret = STORE_RUNNING;
+    return r == -ENOENT ? 0 : r;
 }
 
 /* ---- leaving ---- */

@@ -42,7 +42,8 @@ DEFINE_CLEANUP(struct store, store_close)
 void store_record_done(struct store_record *r);
 
 /* Makes the record of a request, or finds that of an earlier request with the same token. Returns
- * with the instance locked: *ret_lock, a descriptor whose closing unlocks. *ret_new: made now.
+ * with the instance locked: *ret_lock, a descriptor whose closing unlocks. *ret_new: made now. When
+ * it fails and ret->id is set (ret must be zeroed before), there is such an instance.
  * taken: indexes that are in use outside the registry. */
 typedef bool store_taken_fn(uint32_t index, void *arg);
 int store_add(struct store *s, struct job *job, const struct instance_request *request,
@@ -55,9 +56,9 @@ int store_lock(struct store *s, struct job *job, const char *id, int *ret_lock, 
 int store_get(struct store *s, const char *id, struct store_record *ret, struct err *err);
 /* Ids of all instances, owned: strv_free. */
 int store_ids(struct store *s, char ***ret, struct err *err);
-enum store_state store_state(struct store *s, const char *id);
+int store_state(struct store *s, const char *id, enum store_state *ret, struct err *err);
 /* -ENOENT: no VM was ever started, or it is of an earlier boot; without err. */
-int store_read_init(struct store *s, const char *id, struct store_init *ret);
+int store_read_init(struct store *s, const char *id, struct store_init *ret, struct err *err);
 /* A pidfd of the VM's PID 1; -ESRCH when it has ended. Never another process with its old pid. */
 int store_open_init(const struct store_init *init, int *ret);
 /* Path of a file of the instance ("log", "user-data", "" for the directory). */
@@ -66,5 +67,7 @@ int store_path(struct store *s, const char *id, const char *file, char *out, siz
 int store_mark_deleting(struct store *s, const char *id, struct err *err);
 /* Forgets what an earlier try to make the VM left (lock held). */
 int store_reset(struct store *s, const char *id, struct err *err);
-/* Takes the instance out of the registry and removes its files (lock held). */
+/* Takes the instance out of the registry and removes its files (lock held). job NULL: not to be
+ * cancelled, bounded by STORE_UNDO_MS. */
+#define STORE_UNDO_MS 15000
 int store_remove(struct store *s, struct job *job, const char *id, struct err *err);

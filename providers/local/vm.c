@@ -273,21 +273,35 @@ int vm_start(struct store *s, const struct local_config *config, const struct st
 
 /* ---- stop ---- */
 
+static int wait_end(struct job *job, int pidfd)
+{
+    struct pollfd p = {.fd = pidfd, .events = POLLIN};
+    int n;
+
+    if (job)
+        return job_poll(job, pidfd, POLLIN, -1, NULL);
+    do
+        n = poll(&p, 1, STORE_UNDO_MS);
+    while (n < 0 && errno == EINTR);
+    return n > 0 ? 0 : n < 0 ? -errno : -ETIMEDOUT;
+}
+
 static int end_processes(struct store *s, struct job *job, const char *id, struct err *err)
 {
     struct store_init init;
     _cleanup_close_ int fd = -1;
 
-    if (store_read_init(s, id, &init) < 0)
-        return 0;
-    int r = store_open_init(&init, &fd);
+    int r = store_read_init(s, id, &init, err);
+    if (r < 0)
+        return r == -ENOENT ? 0 : r;
+    r = store_open_init(&init, &fd);
     if (r == -ESRCH)
         return 0;
     if (r < 0)
         return err_errno(err, r, "opening process %d, PID 1 of %s", init.pid, id);
     if (pidfd_send_signal(fd, SIGKILL, NULL, 0) < 0 && errno != ESRCH)
         return err_errno(err, -errno, "killing process %d, PID 1 of %s", init.pid, id);
-    r = job_poll(job, fd, POLLIN, -1, NULL);
+    r = wait_end(job, fd);
     return r < 0 ? err_errno(err, r, "waiting for the end of process %d, PID 1 of %s", init.pid, id)
                  : 0;
 }

@@ -19,7 +19,8 @@ int vm_check_rights(struct err *err);
  * time by the helper. */
 int vm_start(struct store *s, const struct local_config *config, const struct store_record *rec,
              int lock, struct err *err);
-/* Ends all its processes and waits until they and its link are gone (lock held). */
+/* Ends all its processes and waits until they and its link are gone (lock held). job NULL: as with
+ * store_remove. */
 int vm_stop(struct store *s, struct job *job, const struct store_record *rec, struct err *err);
 /* For store_add: is there a link with that index's name? arg: struct vm_links. */
 struct vm_links {

@@ -13,7 +13,6 @@
 #include <netinet/in.h>
 #include <signal.h>
 #include <stdarg.h>
-#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -164,7 +163,6 @@ _noreturn_ static void be_keeper(const struct guest *g)
 
 void guest_boot(const struct guest *g)
 {
-    prctl(PR_SET_NAME, "local-vm");
     if (str_eq(g->fault, "no-boot"))
         idle();
     wait_ms(g->boot_delay_ms);

@@ -22,6 +22,7 @@
 #include <sched.h>
 #include <signal.h>
 #include <sys/mount.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 
@@ -69,6 +70,7 @@ static int be_guest(const struct guest *g, const struct pipes *p, struct err *er
     char go;
     int console = -1;
 
+    prctl(PR_SET_NAME, "local-vm");
     close(p->go[1]);
     close(p->answer[0]);
     if (read(p->go[0], &go, 1) != 1)
@@ -107,7 +109,7 @@ static int record_init(const struct guest *g, pid_t pid, struct err *err)
 {
     _cleanup_free_ char *stat = NULL, *boot = NULL;
     char path[PATH_MAX], text[128];
-    unsigned long long start;
+    uint64_t start;
     int r = str_format(path, sizeof(path), "/proc/%d/stat", pid);
 
     if (r == 0)
@@ -116,13 +118,9 @@ static int record_init(const struct guest *g, pid_t pid, struct err *err)
         r = fs_read(AT_FDCWD, "/proc/sys/kernel/random/boot_id", 64, &boot, NULL, err);
     if (r < 0)
         return r;
-    const char *rest = strrchr(stat, ')');
-    if (!rest || sscanf(rest + 1,
-                        " %*c %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s "
-                        "%*s %*s %*s %*s %llu",
-                        &start) != 1)
+    if (local_start_time(stat, &start) < 0)
         return err_set(err, -EBADMSG, "%s is not as expected", path);
-    (void)str_format(text, sizeof(text), "%.36s %d %llu\n", boot, pid, start);
+    (void)str_format(text, sizeof(text), "%.36s %d %llu\n", boot, pid, (unsigned long long)start);
     (void)str_format(path, sizeof(path), "%s/init", g->dir);
     return fs_write_atomic(AT_FDCWD, path, text, strlen(text), 0600, err);
 }

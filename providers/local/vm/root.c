@@ -40,7 +40,7 @@ static int mount_tmpfs(const char *path, const char *options, struct err *err)
     return 0;
 }
 
-static int bind(const char *from, const char *to, bool read_only, struct err *err)
+static int bind_mount(const char *from, const char *to, bool read_only, struct err *err)
 {
     struct mount_attr attr = {.attr_set = MOUNT_ATTR_RDONLY};
 
@@ -81,7 +81,7 @@ static int show_entry(const char *root, const char *name, struct err *err)
         return 0;
     if (mkdir(to, 0755) < 0)
         return err_errno(err, -errno, "making %s", to);
-    return bind(from, to, true, err);
+    return bind_mount(from, to, true, err);
 }
 
 static int show_machine(const char *root, struct err *err)
@@ -118,7 +118,7 @@ static int make_dev(const char *root, struct err *err)
         if (fd < 0)
             return err_errno(err, -errno, "making %s", to);
         close(fd);
-        int r = bind(from, to, false, err);
+        int r = bind_mount(from, to, false, err);
         if (r < 0)
             return r;
     }
@@ -210,7 +210,7 @@ static int put_hostname(const struct guest *g, const char *root, struct err *err
     int r = fs_write_atomic(AT_FDCWD, from, line, strlen(line), 0644, err);
     if (r < 0 || access(to, F_OK) < 0)
         return r;
-    return bind(from, to, true, err);
+    return bind_mount(from, to, true, err);
 }
 
 /* Shows a directory at its own path when the VM's view has something else there. */
@@ -227,7 +227,7 @@ static int show_through(const char *root, const char *dir, struct err *err)
         here.st_dev == there.st_dev)
         return 0;
     int r = fs_mkdir_p(to, 0755, err);
-    return r < 0 ? r : bind(real, to, true, err);
+    return r < 0 ? r : bind_mount(real, to, true, err);
 }
 
 /* The directory of the agent's program, when its command begins with a path. */
