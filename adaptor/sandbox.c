@@ -7,6 +7,7 @@
  *   client.key, client.crt   our identity towards its forwarder
  *   secret         the one-time enrolment secret, until it has been used
  *   initdata       raw TOML, when the pod brought some
+ *   apf.json       what the VM was told, without key and secret: for people
  *   agent.ttrpc    the socket that the shim dials
  *   c<N>.relay     one mapped file for each of the shim's connections (shimconn.c)
  * and one struct here. The struct can always be made again from the directory, the descriptor store

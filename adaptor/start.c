@@ -140,6 +140,26 @@ static int apf_text(struct sandbox *sb, char **ret, size_t *ret_len, struct err 
     return r;
 }
 
+/* What the operator may look at, `apf.json` in the sandbox's directory: without key and secret. */
+static int store_apf_copy(struct sandbox *sb, const char *apf, size_t len, struct err *err)
+{
+    static const char *const secrets[] = {"enrolment-secret", "tls-server-key"};
+    struct json_object *o = NULL;
+    int r = json_parse(apf, len, &o, err);
+    if (r < 0)
+        return r;
+    for (size_t i = 0; i < ARRAY_SIZE(secrets); i++) {
+        struct json_object *v = json_object_object_get(o, secrets[i]);
+        if (v)
+            secret_wipe((char *)json_object_get_string(v), (size_t)json_object_get_string_len(v));
+        json_object_object_del(o, secrets[i]);
+    }
+    const char *text = json_object_to_json_string_ext(o, JSON_C_TO_STRING_PRETTY);
+    r = fs_write_atomic(sb->dir, "apf.json", text, strlen(text), 0600, err);
+    json_put(o);
+    return r;
+}
+
 /* base64(gzip) of the stored TOML; NULL when the pod brought none. */
 static int initdata_text(struct sandbox *sb, char **ret, size_t *ret_len, struct err *err)
 {
@@ -173,6 +193,8 @@ static int build_user_data(struct sandbox *sb, struct vm_job *j, struct err *err
     int r = apf_text(sb, &apf, &apf_len, err);
     if (r == 0)
         r = initdata_text(sb, &initdata, &initdata_len, err);
+    if (r == 0)
+        r = store_apf_copy(sb, apf, apf_len, err);
     if (r == 0) {
         struct userdata_file files[2] = {{"/run/peerpod/apf.json", apf, apf_len}};
         if (initdata)

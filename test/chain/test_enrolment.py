@@ -83,7 +83,8 @@ def test_what_is_secret_stays_secret(node_with_guest):
     wait_for(lambda: not (directory / "secret").exists())
     for file in directory.iterdir():
         assert file.is_socket() or file.stat().st_mode & 0o777 == 0o600, file
-    for text in (node.log(), node.vm_log(), json.dumps(node.record())):
+    assert json.loads((directory / "apf.json").read_text())["pod-name"] == "web-0"
+    for text in ((directory / "apf.json").read_text(), node.log(), node.vm_log(), json.dumps(node.record())):
         assert secret not in text and key.split("\n")[1] not in text
     environments = b"".join(p.read_bytes() for p in pathlib.Path("/proc").glob("[0-9]*/environ"))
     arguments = b"".join(p.read_bytes() for p in pathlib.Path("/proc").glob("[0-9]*/cmdline"))

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bad input and a bad world: each is a clear error that says what to do; the daemon lives, nothing is
 left behind."""
+import json
 import os
 import pathlib
 import socket
@@ -187,6 +188,17 @@ def test_a_bad_environment_is_a_warning(short_dir):
     assert result.returncode == 0
     assert "PROXY_TIMEOUT" in result.stderr and "WARN" in result.stderr
     assert "PROXY_TIMEOUT=5m0s" in result.stdout and "FORWARDER_PORT=15151" in result.stdout
+
+
+def test_the_log_as_json(node_with):
+    node = node_with("-log-format", "json")
+    node.create(notes=annotations(default_vcpus='a "quote"\n'))
+    node.create()
+    lines = [json.loads(line) for line in node.log().splitlines()
+             if '"program":"cloud-api-adaptor"' in line]
+    assert any(line.get("sandbox") == SANDBOX and line["step"] == "create" for line in lines)
+    assert all(line["time"].endswith("Z") and line["level"] and line["msg"] for line in lines)
+    node.stop_vm()
 
 
 def test_help_and_version():
