@@ -2,11 +2,11 @@
 /*
  * StartVM: from a record to a pod VM whose agent answers.
  *
- *   write the record (STARTING)  before the provider hears of it: no VM is made that no record
- * knows job: create                  -> the instance's id into the record, also when it failed
- * half-way job: wait for addresses      -> into the record tunnel: dial, TLS, hello, enrolment
- * (tunnel.c); its callbacks come here agent ready                  -> RUNNING, and the waiting
- * StartVM calls are answered
+ *   write the record (STARTING)  before the provider hears of it: no VM without a record
+ *   job: create                  -> the instance's id into the record, also when it failed half-way
+ *   job: wait for addresses      -> into the record
+ *   tunnel: dial, TLS, hello, enrolment (tunnel.c); its callbacks come here
+ *   agent ready                  -> RUNNING, and the waiting StartVM calls are answered
  *
  * One clock bounds it all: the caller's timeout (less a little, so that it is our sentence that it
  * gets and not its own "deadline exceeded"), never more than -start-timeout: a runtime-rs shim asks

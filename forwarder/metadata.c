@@ -9,9 +9,10 @@
  *
  *     file      the config drive's user-data file exists
  *     azure     hypervisor vendor "Microsoft Hv" (CPUID), or Azure's chassis asset tag where there
- * is no such instruction (ARM); a tag alone tells Azure from other Hyper-V machines aws       DMI
- * system manufacturer "Amazon EC2" gcp       DMI system manufacturer "Google" alibaba   DMI system
- * manufacturer "Alibaba Cloud"
+ *               is no such instruction (ARM); a tag alone tells Azure from other Hyper-V machines
+ *     aws       DMI system manufacturer "Amazon EC2"
+ *     gcp       DMI system manufacturer "Google"
+ *     alibaba   DMI system manufacturer "Alibaba Cloud"
  *
  * Fetching is one attempt: one request (two on AWS, whose session token comes first); the caller
  * decides when to try again. Every reply but 200 is a failure that names URL and status, as 404

@@ -3,8 +3,7 @@
  * The shim names bind sources that exist on the worker and not in the VM (it copies files and
  * directories it knows, no others). The agent fails CreateContainer then; so what is missing
  * becomes an empty directory, as the Go forwarder does. The path comes from outside: absolute,
- * without
- * "..", no longer than the kernel takes.
+ * without "..", no longer than the kernel takes.
  */
 #include "forwarder/mounts.h"
 

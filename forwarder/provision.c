@@ -12,7 +12,7 @@
  *              same name, because it is measured and the document is not.
  *     write    each file whole, by rename. Path units start services when a file appears, so the
  *              order matters: apf.json, which starts the forwarder, comes last, when everything
- * that the agent behind it reads is there.
+ *              that the agent behind it reads is there.
  *
  * A wrong initdata is final, not tried again: its digest is part of what the VM was launched with.
  * An absent one counts as initdata_empty, whose empty aa.toml gives way to one of the document.
