@@ -484,7 +484,10 @@ static int go_up(struct run *r, struct err *err)
                 err_set(err, r->lost.code, "%s", err_text(&r->lost));
             }
             pthread_mutex_unlock(&r->lock);
-            return err_wrap(err, e, "%s", steps_up[i].name);
+            /* Errors of calls begin with the call's name already. */
+            return str_starts(err_text(err), steps_up[i].name)
+                       ? e
+                       : err_wrap(err, e, "%s", steps_up[i].name);
         }
     }
     return 0;
@@ -576,12 +579,14 @@ static int go_down(struct run *r)
 static void keep(struct run *r)
 {
     unsigned char status = (unsigned char)r->exit_status;
+    bool usual = str_eq(r->config.control, CTL_CONTROL_SOCKET);
 
     fprintf(stderr,
             "\npeerpodctl: the pod is kept: sandbox %s, network namespace %s\n"
-            "  look:  peerpodctl inspect %.12s\n"
+            "  look:  peerpodctl inspect %s%s%s%.12s\n"
             "  stop:  kill %d\n",
-            r->id, r->netns, r->id, (int)getpid());
+            r->id, r->netns, usual ? "" : "-control-socket ", usual ? "" : r->config.control,
+            usual ? "" : " ", r->id, (int)getpid());
     if (!r->config.quiet)
         timeline_show(&r->timeline, str_eq(r->config.output, "json"), r->exit_status);
     fflush(stdout);

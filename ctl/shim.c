@@ -278,6 +278,8 @@ static const struct mount usual_mounts[] = {
     {"/dev/shm", "/run/kata-containers/sandbox/shm", "bind", {"rbind"}},
 };
 #define MOUNTS (ARRAY_SIZE(usual_mounts) + 1)
+#define NAMESPACES 3
+#define SPEC_ANNOTATIONS 6
 
 static void mount_fill(Grpc__Mount *m, const struct mount *from)
 {
@@ -290,72 +292,103 @@ static void mount_fill(Grpc__Mount *m, const struct mount *from)
         m->n_options++;
 }
 
-static int send_spec(struct ttrpc_client *agent, const struct shim_container *c,
-                     Grpc__Process *process, struct err *err)
-{
-    static const char *const readonly[] = {"/proc/bus", "/proc/fs", "/proc/irq",
-                                           "/proc/sysrq-trigger"};
-    static const char *const types[] = {"ipc", "uts", "mount"};
+/* The parts of the specification that do not depend on the container, and room for those that do.
+ */
+struct parts {
     char resolv[SHIM_COPY_PATH_MAX], root_path[256];
-    Grpc__CreateContainerRequest q = GRPC__CREATE_CONTAINER_REQUEST__INIT;
-    Grpc__Storage image = GRPC__STORAGE__INIT, *storages[] = {&image};
-    Grpc__Spec spec = GRPC__SPEC__INIT;
-    Grpc__Root root = GRPC__ROOT__INIT;
-    Grpc__Linux linux_ = GRPC__LINUX__INIT;
+    Grpc__Root root;
+    Grpc__Linux linux_;
     Grpc__Mount mounts[MOUNTS], *mount_list[MOUNTS];
-    Grpc__Namespace namespaces[ARRAY_SIZE(types)], *namespace_list[ARRAY_SIZE(types)];
+    Grpc__Namespace namespaces[NAMESPACES], *namespace_list[NAMESPACES];
+    Grpc__Spec__AnnotationsEntry annotations[SPEC_ANNOTATIONS], *annotation_list[SPEC_ANNOTATIONS];
+    Grpc__Storage image, *storages[1];
+};
 
-    shim_copy_path(c->id, "resolv.conf", resolv);
-    int r = str_format(root_path, sizeof root_path, "/run/kata-containers/%s/rootfs", c->id);
-    if (r < 0)
-        return err_errno(err, r, "container id");
-    const struct mount last = {"/etc/resolv.conf", resolv, "bind", {"rbind", "rprivate", "ro"}};
-    for (size_t i = 0; i < MOUNTS; i++) {
-        mount_fill(&mounts[i], i < ARRAY_SIZE(usual_mounts) ? &usual_mounts[i] : &last);
-        mount_list[i] = &mounts[i];
-    }
-    for (size_t i = 0; i < ARRAY_SIZE(types); i++) {
-        grpc__namespace__init(&namespaces[i]);
-        namespaces[i].type = text(types[i]);
-        namespace_list[i] = &namespaces[i];
-    }
-    image.driver = text("image_guest_pull");
-    image.source = text(c->image);
-    image.fstype = text("overlay");
-    image.mount_point = root.path = root_path;
-    linux_.namespaces = namespace_list;
-    linux_.n_namespaces = ARRAY_SIZE(types);
-    linux_.readonly_paths = (char **)(uintptr_t)readonly;
-    linux_.n_readonly_paths = ARRAY_SIZE(readonly);
-    spec.version = text("1.1.0");
-    spec.process = process;
-    spec.root = &root;
-    spec.hostname = text(c->pod);
-    spec.mounts = mount_list;
-    spec.n_mounts = MOUNTS;
-    spec.linux_ = &linux_;
-    q.container_id = q.exec_id = text(c->id);
-    q.storages = storages;
-    q.n_storages = ARRAY_SIZE(storages);
-    q.oci = &spec;
-    bool is_sandbox = str_eq(c->id, c->sandbox);
-    const char *const pairs[][2] = {
-        {"io.kubernetes.cri.container-type", is_sandbox ? "sandbox" : "container"},
-        {"io.katacontainers.pkg.oci.container_type", is_sandbox ? "pod_sandbox" : "pod_container"},
+static void parts_annotations(struct parts *p, const struct shim_container *c)
+{
+    bool sandbox = str_eq(c->id, c->sandbox);
+    const char *const pairs[SPEC_ANNOTATIONS][2] = {
+        {"io.kubernetes.cri.container-type", sandbox ? "sandbox" : "container"},
+        {"io.katacontainers.pkg.oci.container_type", sandbox ? "pod_sandbox" : "pod_container"},
         {"io.kubernetes.cri.sandbox-id", c->sandbox},
         {"io.kubernetes.cri.sandbox-name", c->pod},
         {"io.kubernetes.cri.sandbox-namespace", c->namespace},
         {"io.kubernetes.cri.image-name", c->image},
     };
-    Grpc__Spec__AnnotationsEntry entries[ARRAY_SIZE(pairs)], *entry_list[ARRAY_SIZE(pairs)];
-    for (size_t i = 0; i < ARRAY_SIZE(pairs); i++) {
-        grpc__spec__annotations_entry__init(&entries[i]);
-        entries[i].key = text(pairs[i][0]);
-        entries[i].value = text(pairs[i][1]);
-        entry_list[i] = &entries[i];
+
+    for (size_t i = 0; i < SPEC_ANNOTATIONS; i++) {
+        p->annotation_list[i] = &p->annotations[i];
+        grpc__spec__annotations_entry__init(&p->annotations[i]);
+        p->annotations[i].key = text(pairs[i][0]);
+        p->annotations[i].value = text(pairs[i][1]);
     }
-    spec.annotations = entry_list;
-    spec.n_annotations = ARRAY_SIZE(pairs);
+}
+
+static void parts_linux(struct parts *p)
+{
+    static const char *const readonly[] = {"/proc/bus", "/proc/fs", "/proc/irq",
+                                           "/proc/sysrq-trigger"};
+    static const char *const types[NAMESPACES] = {"ipc", "uts", "mount"};
+
+    grpc__linux__init(&p->linux_);
+    for (size_t i = 0; i < NAMESPACES; i++) {
+        p->namespace_list[i] = &p->namespaces[i];
+        grpc__namespace__init(&p->namespaces[i]);
+        p->namespaces[i].type = text(types[i]);
+    }
+    p->linux_.namespaces = p->namespace_list;
+    p->linux_.n_namespaces = NAMESPACES;
+    p->linux_.readonly_paths = (char **)(uintptr_t)readonly;
+    p->linux_.n_readonly_paths = ARRAY_SIZE(readonly);
+}
+
+static int parts_root(struct parts *p, const struct shim_container *c, struct err *err)
+{
+    const struct mount last = {"/etc/resolv.conf", p->resolv, "bind", {"rbind", "rprivate", "ro"}};
+    int r = str_format(p->root_path, sizeof p->root_path, "/run/kata-containers/%s/rootfs", c->id);
+
+    if (r < 0)
+        return err_errno(err, r, "container id");
+    shim_copy_path(c->id, "resolv.conf", p->resolv);
+    for (size_t i = 0; i < MOUNTS; i++) {
+        p->mount_list[i] = &p->mounts[i];
+        mount_fill(&p->mounts[i], i < ARRAY_SIZE(usual_mounts) ? &usual_mounts[i] : &last);
+    }
+    grpc__root__init(&p->root);
+    grpc__storage__init(&p->image);
+    p->image.driver = text("image_guest_pull");
+    p->image.source = text(c->image);
+    p->image.fstype = text("overlay");
+    p->image.mount_point = p->root.path = p->root_path;
+    p->storages[0] = &p->image;
+    return 0;
+}
+
+static int send_spec(struct ttrpc_client *agent, const struct shim_container *c,
+                     Grpc__Process *process, struct err *err)
+{
+    Grpc__CreateContainerRequest q = GRPC__CREATE_CONTAINER_REQUEST__INIT;
+    Grpc__Spec spec = GRPC__SPEC__INIT;
+    struct parts p;
+    int r = parts_root(&p, c, err);
+
+    if (r < 0)
+        return r;
+    parts_linux(&p);
+    parts_annotations(&p, c);
+    spec.version = text("1.1.0");
+    spec.process = process;
+    spec.root = &p.root;
+    spec.hostname = text(c->pod);
+    spec.mounts = p.mount_list;
+    spec.n_mounts = MOUNTS;
+    spec.linux_ = &p.linux_;
+    spec.annotations = p.annotation_list;
+    spec.n_annotations = SPEC_ANNOTATIONS;
+    q.container_id = q.exec_id = text(c->id);
+    q.storages = p.storages;
+    q.n_storages = ARRAY_SIZE(p.storages);
+    q.oci = &spec;
     return agent_call(agent, "CreateContainer", &q.base, NULL, AGENT_TIMEOUT_MS, NULL, err);
 }
 

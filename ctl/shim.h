@@ -22,9 +22,8 @@ int shim_stop_vm(const struct shim_vm *vm, struct err *err);
 
 struct shim_container {
     const char *id, *sandbox, *pod, *namespace;
-    const char *image;  /* "pause" for the sandbox's own container */
-    const char *copied; /* the beginning of its copied files' paths, see shim_copy_path */
-    char *const *args;  /* NULL-terminated */
+    const char *image; /* "pause" for the sandbox's own container */
+    char *const *args; /* NULL-terminated */
     char *const *env;
     bool terminal;
     unsigned short rows, columns;

@@ -31,6 +31,7 @@ struct config {
 };
 
 static const char *const outputs[] = {"table", "json", NULL};
+/* inspect has all but the first. */
 static const struct opt options[] = {
     {.flag = "o",
      .offset = offsetof(struct config, output),
@@ -469,7 +470,7 @@ int ctl_inspect(char *const *argv)
 {
     static const char synopsis[] = "inspect ID";
     struct config c = {0};
-    struct opt_set sets[] = {{.title = "inspect", .opts = options, .target = &c}, {0}};
+    struct opt_set sets[] = {{.title = "inspect", .opts = options + 1, .target = &c}, {0}};
     _cleanup_free_ char **rest = NULL;
     int status = 0;
 
