@@ -7,14 +7,14 @@ PREFIX ?= /usr/local
 DESTDIR ?=
 JOBS ?= 2
 
-export KILLS FUZZ_TIME JOBS
+export JOBS
 
 .DEFAULT_GOAL := help
 .PHONY: help setup build release demo test kill-loop bench-tunnel fuzz lint tidy format coverage man install clean
 
 help: ## list the targets (this text)
 	@echo "usage: make TARGET [VARIABLE=value]"; echo
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## install what building and testing need (Debian packages, a Python venv in build/venv)
 	@scripts/setup
@@ -49,7 +49,7 @@ bench-tunnel: ## the tunnel's throughput and round trip beside plain TLS; the la
 fuzz: ## libFuzzer on every target (FUZZ_TIME=60 seconds each); the last line is JSON
 	@scripts/setup >&2
 	@scripts/build asan >&2
-	@scripts/fuzz
+	@FUZZ_TIME=$(FUZZ_TIME) scripts/fuzz
 
 lint: ## the rules of the tree (layers, names, format, docs), shellcheck and clang-tidy
 	@scripts/setup

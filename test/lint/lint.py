@@ -242,6 +242,11 @@ def check_architecture():
     for name in sorted(named - there):
         if not (ROOT / name).exists():
             yield f"ARCHITECTURE.md names {name}, which does not exist"
+    code = "".join(text(n) for n in c_files())
+    told = text("ARCHITECTURE.md").split(LISTING)[0]
+    for word in sorted(set(re.findall(r"`(?:struct )?([a-z]+_[a-z_]+)`", told))):
+        if not re.search(rf"\b{word}\b", code):
+            yield f"ARCHITECTURE.md speaks of {word}, which is nowhere in the code"
 
 
 def first_sentence(name):
