@@ -83,11 +83,11 @@ static void delete_done(void *arg, bool ran)
         sb->record.instance = j->instance;
     if (ran && j->result == 0) {
         delete_finished(sb);
-    } else if (ran) {
+    } else if (!sb->adaptor->ending) {
         if (!j->err.code)
-            err_set(&j->err, j->result, "%s", strerror(-j->result));
+            err_errno(&j->err, ran ? j->result : -EAGAIN, "the job did not run");
         delete_failed(sb, &j->err);
-    } /* else: the daemon is ending; the next one goes on */
+    } /* else: the next process goes on */
     free(j);
 }
 

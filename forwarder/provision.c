@@ -143,6 +143,8 @@ static int wait_source(const struct provision_config *config, struct job *job, c
 static int fetch(const struct provision_config *config, struct job *job, bool *ret_found,
                  struct cloudconfig *ret, struct err *err)
 {
+    struct err before = ERR_INIT;
+
     for (unsigned attempt = 1;; attempt++) {
         const char *source = NULL;
         struct err why = ERR_INIT;
@@ -156,9 +158,13 @@ static int fetch(const struct provision_config *config, struct job *job, bool *r
         log_warn("attempt %u to get user data from %s failed: %s; next in %lld ms, %lld s left",
                  attempt, source, err_text(&why), (long long)config->retry_ms,
                  (long long)job_remaining_ms(job) / 1000);
+        /* An attempt that was cut short says nothing; the one before it does. */
+        if (job_check(job) < 0 && before.code)
+            why = before;
         r = wait_next(job, config->retry_ms, &why, err);
         if (r < 0)
             return r;
+        before = why;
     }
 }
 
