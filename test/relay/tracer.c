@@ -14,7 +14,7 @@
  *   the page again. The compiler's stores are what is caught, wherever they come from.
  *
  * Where to kill: at a step that was never killed at, at once; else the less probably the more often
- * it was, 1/(1 + 4 kills^2), at least 1/400. So all steps get their share, rare ones first, and
+ * it was, 1/(1 + 4 kills^2), at least 1/200. So all steps get their share, rare ones first, and
  * lives last long enough to reach those behind recovery.
  *
  * A worker that stops in a way that we do not understand gets its signal and dies of it, which
@@ -65,7 +65,7 @@ void tracer_join(void)
 
 #define PAGE 4096U
 #define HEADERS_MAX 4
-#define WORST 400 /* a step is killed at with 1/WORST at least */
+#define WORST 200 /* a step is killed at with 1/WORST at least */
 
 struct life {
     struct tracer *t;
