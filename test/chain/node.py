@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import time
 
@@ -36,6 +37,18 @@ def create_request(sandbox=SANDBOX, netns="/run/netns/pod1", notes=None):
     return message((1, sandbox)) + b"".join(
         ttrpc.field(2, ttrpc.field(1, k) + ttrpc.field(2, v)) for k, v in notes.items()
     ) + message((3, netns))
+
+
+def agent_command(directory, script, *arguments, files=()):
+    """Puts a Python agent where the VM can see it (beside it: ttrpc.py and files) and returns the
+    value of -local-agent."""
+    place = pathlib.Path(directory) / "agent"
+    place.mkdir()
+    here = pathlib.Path(__file__).resolve().parent
+    for file in (here / script, here / "ttrpc.py", *files):
+        shutil.copy(file, place)
+    (place / script).chmod(0o755)
+    return " ".join(str(a) for a in (place / script, *arguments))
 
 
 class Node:

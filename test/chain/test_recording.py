@@ -6,7 +6,6 @@ import json
 import os
 import pathlib
 import socket
-import sys
 import threading
 
 import pytest
@@ -14,13 +13,12 @@ import ttrpc
 from agent_player import load, play, read_frame
 from conftest import wait_for
 from edits import method, same_but_for_the_edit
-from node import Node
+from node import Node, agent_command
 
 CORPUS = pathlib.Path(os.environ.get("PEERPOD_CORPUS") or
                       pathlib.Path(os.environ["PEERPOD_SOURCE"]) / "../shared/corpus").resolve()
 AGENT = CORPUS / "recordings" / "kata-agent-socket.jsonl"
 HYPERVISOR = CORPUS / "recordings" / "kata-hypervisor-socket.jsonl"
-PLAYER = pathlib.Path(__file__).with_name("agent_player.py")
 JOURNAL = "/tmp/player"
 
 pytestmark = pytest.mark.skipif(not AGENT.exists(), reason=f"no recordings in {CORPUS}")
@@ -30,9 +28,9 @@ pytestmark = pytest.mark.skipif(not AGENT.exists(), reason=f"no recordings in {C
 
 @pytest.fixture
 def node(short_dir):
-    # The system's Python: a virtual environment may lie where the VM does not look.
-    python = "/usr/bin/python3" if os.path.exists("/usr/bin/python3") else sys.executable
-    node = Node(short_dir, "-local-agent", f"{python} {PLAYER} {AGENT} {JOURNAL}")
+    player = agent_command(short_dir, "agent_player.py", short_dir / "agent" / AGENT.name, JOURNAL,
+                           files=[AGENT])
+    node = Node(short_dir, "-local-agent", player)
     yield node.start()
     node.stop()
     print(node.log())

@@ -1,31 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """Agent traffic through shim socket, daemon, TLS, forwarder and back: what passes untouched, what is
 edited, sizes, many calls at once (kata-contract.md 3.5 and 7, cases 1-8 and 17-21)."""
-import os
 import pathlib
 import random
 import struct
-import sys
+import tempfile
 import time
 
 import pytest
 import ttrpc
 from conftest import wait_for
 from edits import edited
-from node import Node
+from node import Node, agent_command
 from ttrpc import BODY_MAX, Client, field, frame, message, request
 
-STUB = pathlib.Path(__file__).with_name("agent_stub.py")
 SEEN = "/tmp/seen"
 
 
 @pytest.fixture(scope="module")
 def shim_socket(tmp_path_factory):
     """The agent socket of one pod whose agent is the stub; shared: every test has its connections."""
-    import tempfile
     directory = tempfile.mkdtemp(prefix="pp-")
-    python = "/usr/bin/python3" if os.path.exists("/usr/bin/python3") else sys.executable
-    node = Node(directory, "-local-agent", f"{python} {STUB} {SEEN}", "-grace-shim-gone", "10m")
+    node = Node(directory, "-local-agent", agent_command(directory, "agent_stub.py", SEEN),
+                "-grace-shim-gone", "10m")
     try:
         yield node.start().run_pod()
         assert node.stop_vm().code == ttrpc.OK
