@@ -492,12 +492,14 @@ static void container_free(struct container *c)
         c->processes = p->next;
         process_unref(p);
     }
-    if (c->root) { /* mount points and a tmpfs that was not seen outside the container's namespace
-                    */
+    if (c->pulled) { /* mount points; what was mounted there only the container saw */
         _cleanup_free_ char *base = str_asprintf("%s.overlay", c->root);
+        char *slash = strrchr(c->root, '/');
 
-        if (c->pulled) {
-            rmdir(base);
+        rmdir(base);
+        rmdir(c->root);
+        if (slash && slash > c->root) {
+            *slash = '\0';
             rmdir(c->root);
         }
     }

@@ -308,6 +308,13 @@ static int mount_one(int root, const Grpc__Mount *m, struct err *err)
                    : 0;
     if (mount(m->source, target, m->type, flags, data) == 0)
         return 0;
+    char *gid = strstr(data, ",gid=");
+    if (errno == EINVAL && gid) { /* a group that the user namespace does not have */
+        size_t rest = strcspn(gid + 1, ",");
+        memmove(gid, gid + 1 + rest, strlen(gid + 1 + rest) + 1);
+        if (mount(m->source, target, m->type, flags, data) == 0)
+            return 0;
+    }
     return mount_restricted(m, target, flags, data, err);
 }
 

@@ -244,6 +244,7 @@ def test_a_containers_output_status_and_removal(agent):
         answer = agent.call("WaitProcess", (1, "c"), (2, "c"))
         assert answer.code == ttrpc.INTERNAL and "NOT_FOUND" in answer.text
     agent.ok("RemoveContainer", (1, "c"))
+    assert not (RUN / "c").exists()
     answer = agent.call("RemoveContainer", (1, "c"))
     assert answer.code == ttrpc.INTERNAL and answer.text == "Invalid container id"
 
