@@ -113,7 +113,10 @@ static struct sandbox *sandbox_new(struct adaptor *a, int dir)
     sb->dir = dir;
     sb->listen_fd = -1;
     sb->timer.data = sb;
+    sb->watch.data = sb;
     uv_timer_init(a->loop, &sb->timer);
+    uv_timer_init(a->loop, &sb->watch);
+    sb->handles = 2;
     sb->next = a->sandboxes;
     a->sandboxes = sb;
     a->n_sandboxes++;
@@ -123,6 +126,8 @@ static struct sandbox *sandbox_new(struct adaptor *a, int dir)
 static void timer_closed(uv_handle_t *handle)
 {
     struct sandbox *sb = handle->data;
+    if (--sb->handles > 0)
+        return;
     record_done(&sb->record);
     free(sb);
 }
@@ -130,6 +135,7 @@ static void timer_closed(uv_handle_t *handle)
 void sandbox_close_streams(struct sandbox *sb)
 {
     shimconn_unlisten(sb);
+    uv_timer_stop(&sb->watch);
     if (sb->tunnel) {
         struct tunnel_stats stats;
         tunnel_get_stats(sb->tunnel, &stats);
@@ -155,6 +161,7 @@ void sandbox_free(struct sandbox *sb)
     if (sb->dir >= 0)
         close(TAKE_FD(sb->dir));
     uv_close((uv_handle_t *)&sb->timer, timer_closed);
+    uv_close((uv_handle_t *)&sb->watch, timer_closed);
 }
 
 /* -- secrets on disk -- */
@@ -344,8 +351,10 @@ static int recover_live(struct sandbox *sb, struct err *err)
     if (r == 0 && sb->record.state == SANDBOX_RUNNING) {
         shimconn_recover_all(sb);
         r = sandbox_tunnel_open(sb, err);
-        if (r == 0)
+        if (r == 0) {
             sandbox_watch_shim(sb);
+            sandbox_watch_tunnel(sb);
+        }
     }
     return r;
 }

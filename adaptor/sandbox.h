@@ -39,6 +39,9 @@ struct sandbox {
     struct waiter *starters;     /* StartVM calls */
     struct waiter *enders;       /* wait until a DELETING sandbox has gone */
     uv_timer_t timer; /* CREATED: grace; STARTING: deadline; RUNNING: shim gone; DELETING: retry */
+    uv_timer_t watch; /* RUNNING with the tunnel down */
+    int64_t tunnel_down_ms;
+    unsigned handles; /* that are not closed yet */
     const char *step; /* of STARTING, for people: "waiting for the forwarder" */
     unsigned delete_tries;
     int64_t start_began_ms, start_deadline_ms; /* monotonic */
@@ -87,8 +90,13 @@ int sandbox_tunnel_open(struct sandbox *sb, struct err *err);
 void sandbox_stop(struct sandbox *sb, const char *why);
 /* The job in flight has ended while DELETING, or the daemon has just started. */
 void sandbox_delete_continue(struct sandbox *sb);
-/* RUNNING: begins or ends the grace period, by whether a shim is connected. */
+
+/* -- while it runs (watch.c) -- */
+
+/* Begins or ends the grace period, by whether a shim is connected. */
 void sandbox_watch_shim(struct sandbox *sb);
+/* Begins or ends the questions about the VM, by whether the tunnel is up. */
+void sandbox_watch_tunnel(struct sandbox *sb);
 
 /* -- connections of the shim (shimconn.c) -- */
 

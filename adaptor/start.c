@@ -251,6 +251,7 @@ static void on_up(void *owner, bool first)
     sb->tunnel_up = true;
     log_entry(first ? LOG_LEVEL_INFO : LOG_LEVEL_WARN, sb->record.id, "tunnel",
               first ? "tunnel is up" : "tunnel is up again");
+    sandbox_watch_tunnel(sb);
     check_started(sb);
 }
 
@@ -261,6 +262,7 @@ static void on_down(void *owner, const struct err *why)
         log_entry(LOG_LEVEL_WARN, sb->record.id, "tunnel", "tunnel is down, dialling again: %s",
                   err_text(why));
     sb->tunnel_up = false;
+    sandbox_watch_tunnel(sb);
 }
 
 static void refused_for_good(uv_timer_t *timer)
@@ -279,6 +281,7 @@ static void on_refused(void *owner, const struct err *why)
 {
     struct sandbox *sb = owner;
     sb->tunnel_up = false;
+    sandbox_watch_tunnel(sb);
     log_entry(LOG_LEVEL_ERROR, sb->record.id, "tunnel", "%s", err_text(why));
     if (sb->record.state == SANDBOX_STARTING)
         sandbox_arm(sb, MIN(sb->start_deadline_ms - clock_mono_ms(), (int64_t)REFUSED_PATIENCE_MS),

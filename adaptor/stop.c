@@ -142,21 +142,3 @@ void sandbox_stop(struct sandbox *sb, const char *why)
     else
         sandbox_arm(sb, 0, delete_soon); /* callers may still look at sb in this turn */
 }
-
-/* -- the shim's life -- */
-
-static void shim_gone(uv_timer_t *timer)
-{
-    sandbox_stop(timer->data, "the shim has closed its connection (or never made one) and has not "
-                              "called StopVM");
-}
-
-void sandbox_watch_shim(struct sandbox *sb)
-{
-    if (sb->record.state != SANDBOX_RUNNING)
-        return;
-    if (shimconn_has_control(sb))
-        sandbox_disarm(sb);
-    else if (!uv_is_active((uv_handle_t *)&sb->timer))
-        sandbox_arm(sb, sb->adaptor->config->grace_shim_gone_ns / 1000000, shim_gone);
-}

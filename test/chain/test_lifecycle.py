@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The life of a sandbox through hypervisor.sock, on the `local` provider with the real programs in
 the VM (kata-contract.md 2.4 and 7, cases 9-15 and 27)."""
+import contextlib
+import json
 import os
 import pathlib
 import signal
 import socket
 import stat
+import subprocess
 import time
 
 import pytest
@@ -245,6 +248,46 @@ def test_the_daemon_dies_and_the_pod_does_not(node):
             assert agent.call(HEALTH, "Check", b"").code == ttrpc.OK, "the same connection"
             wait_for(lambda: node.serves() and node.daemon_pid() not in (0, old))
     assert node.stop_vm().code == ttrpc.OK
+    node.wait_gone()
+
+
+def kill_vm():
+    """PID 1 of the only VM: all of it ends, as when a cloud takes an instance away."""
+    for proc in pathlib.Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if (proc / "cmdline").read_bytes().startswith(b"peerpod-keeper\0--\0") and \
+                    b"agent-protocol-forwarder" in (proc / "cmdline").read_bytes():
+                os.kill(int(proc.name), signal.SIGKILL)
+
+
+def test_a_vm_that_ends_fails_its_pod_fast(node):
+    path = node.run_pod()
+    with Client(path) as agent:
+        assert agent.call(HEALTH, "Check", b"").code == ttrpc.OK
+        agent.start(AGENT, "GetOOMEvent", b"")
+        began = time.monotonic()
+        kill_vm()
+        assert agent.closed_by_peer()
+        assert time.monotonic() - began < 5
+    assert "has ended" in node.log()
+    assert node.stop_vm().code == ttrpc.OK
+    node.wait_gone()
+
+
+def test_a_vm_that_cannot_be_reached_is_given_up(node_with):
+    node = node_with("-tunnel-hold", "3s")
+    path = node.run_pod()
+    with Client(path, timeout=40) as agent:
+        assert agent.call(HEALTH, "Check", b"").code == ttrpc.OK
+        link = next(w["ifname"] for w in json.loads(subprocess.check_output(
+            ["ip", "-j", "link", "show", "type", "veth"])))
+        subprocess.run(["ip", "link", "set", link, "down"], check=True)
+        agent.start(HEALTH, "Check", b"")
+        began = time.monotonic()
+        assert agent.closed_by_peer()
+        # 2 s until a ping is due, 6 s for its answer, then 3 s of holding
+        assert 9 < time.monotonic() - began < 20
+    assert "could not be reached for 3 s" in node.log()
     node.wait_gone()
 
 
