@@ -195,7 +195,7 @@ static struct json_object *record_entry(const char *dir, const char *id)
 
 static int records_status(const char *dir, struct json_object **ret, struct err *err)
 {
-    DIR *d = opendir(dir);
+    DIR *d = opendir(dir ? dir : "");
     const char *why;
 
     if (!d)

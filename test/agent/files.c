@@ -71,10 +71,11 @@ static int own(int at, const char *name, const Grpc__CopyFileRequest *q, struct 
 
 static int copy_link(int at, const char *name, const Grpc__CopyFileRequest *q, struct err *err)
 {
-    _cleanup_free_ char *target = strndup((const char *)q->data.data, q->data.len);
+    _cleanup_free_ char *target =
+        str_asprintf("%.*s", (int)MIN(q->data.len, PATH_MAX), (const char *)q->data.data);
 
     unlinkat(at, name, 0);
-    if (symlinkat(target ? target : "", at, name) < 0)
+    if (symlinkat(target, at, name) < 0)
         return err_errno(err, -errno, "linking %s", name);
     return own(at, name, q, err);
 }

@@ -217,9 +217,7 @@ static int target_open(int root, const char *path, bool directory, struct err *e
         return fd;
     if (errno != ENOENT || !slash)
         return err_errno(err, -errno, "mount point %s", path);
-    _cleanup_free_ char *above = strndup(path, (size_t)(slash - path));
-    if (!above)
-        return -ENOMEM;
+    _cleanup_free_ char *above = str_asprintf("%.*s", (int)(slash - path), path);
     _cleanup_close_ int parent = target_open(root, above[0] ? above : "/", true, err);
     if (parent < 0)
         return parent;

@@ -69,12 +69,13 @@ static void check_member(const ProtobufCFieldDescriptor *f, const void *member, 
                                               : (const ProtobufCMessage *const *)member;
 
     for (size_t i = 0; i < n; i++)
-        if (list[i])
-            check_known(list[i]);
+        check_known(list[i]);
 }
 
 static void check_known(const ProtobufCMessage *m)
 {
+    if (!m)
+        return;
     if (m->n_unknown_fields > 0)
         fail_msg("%s: field %u is not known to us", m->descriptor->name, m->unknown_fields[0].tag);
     for (unsigned i = 0; i < m->descriptor->n_fields; i++) {
