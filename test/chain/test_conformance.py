@@ -5,7 +5,7 @@ import tempfile
 
 import pytest
 import test_hypervisor_socket as cases
-from node import Node
+from node import Node, check_world
 
 for _name, _case in inspect.getmembers(cases, inspect.isfunction):
     if _name.startswith("test_") and "any_server" in inspect.signature(_case).parameters:
@@ -17,5 +17,5 @@ def any_server():
     node = Node(tempfile.mkdtemp(prefix="pp-")).start()
     before = node.world()
     yield cases.Server(node.socket)
-    assert node.world() == before
+    check_world(node, before)
     node.stop()
