@@ -37,6 +37,7 @@
 #define CANCEL_WAITS 5000
 
 static struct stepfault_control *control;
+static bool muted;
 
 int __real_open(const char *path, int flags, ...);
 int __real_close(int fd);
@@ -98,6 +99,11 @@ static void be_cancelled(struct stepfault_control *c)
         usleep(CANCEL_WAIT_US);
 }
 
+void stepfault_mute(void)
+{
+    muted = true;
+}
+
 /* true: the step is to fail. */
 static bool step(const char *name, bool can_fail)
 {
@@ -105,7 +111,7 @@ static bool step(const char *name, bool can_fail)
     unsigned mode = c ? atomic_load(&c->mode) : STEPFAULT_OFF;
     int saved = errno;
 
-    if (mode == STEPFAULT_OFF)
+    if (mode == STEPFAULT_OFF || muted)
         return false;
     unsigned n = atomic_fetch_add(&c->count, 1) + 1;
     if (mode == STEPFAULT_COUNT || n != atomic_load(&c->target))

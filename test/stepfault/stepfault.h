@@ -38,6 +38,9 @@ struct stepfault_control *stepfault_control(void);
 
 /* ---- in the runner ---- */
 
+/* This process's own steps do not count: the operation is another's. */
+void stepfault_mute(void);
+
 /* Makes a control block in a file for other processes, and uses it here too. */
 struct stepfault_control *stepfault_share(const char *path);
 

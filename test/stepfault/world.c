@@ -135,12 +135,13 @@ static void add_fd(struct lines *l, const char *dir, const char *name)
     char *inode = strstr(target, ":[");
     if (inode)
         *inode = '\0';
-    add(l, "fd %s %s", name, target);
+    /* Without the number: which is free depends on the order of things. */
+    add(l, "fd %s", target);
 }
 
-static void add_thread(struct lines *l, const char *dir, _unused_ const char *name)
+static void add_thread(struct lines *l, _unused_ const char *dir, _unused_ const char *name)
 {
-    add(l, "thread of %s", dir);
+    add(l, "thread");
 }
 
 static void add_process(struct lines *l, _unused_ const char *dir, const char *name)

@@ -1,0 +1,332 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Step faults of the whole daemon on `local`, with the real programs in the VM: CreateVM, StartVM
+ * and StopVM of one pod, an outside step of the daemon, the helper or the VM's PID 1 failing,
+ * cancelled (the shim's connection ends) or killed. The keeper starts the daemon again.
+ *
+ * After each the caller does what a shim does, StopVM until it is answered; then files, processes,
+ * links, mounts and the daemon's descriptors and threads must be as before.
+ *
+ * The steps are sampled so that the test takes a minute; STEPFAULT_FULL=1 tries them all.
+ *
+ * usage: adaptor_step_faults [fail|cancel|kill [FIRST]]
+ */
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <sys/mount.h>
+#include <sys/stat.h>
+
+#include "base/clock.h"
+#include "base/fs.h"
+#include "base/str.h"
+#include "hypervisor.pb-c.h"
+#include "net/netns.h"
+#include "stepfault/stepfault.h"
+#include "stepfault/world.h"
+#include "wire/ttrpc_client.h"
+
+#define SERVICE "hypervisor.Hypervisor"
+#define SANDBOX "317c7ae2f000000000000000000000000000000000000000000000000000001"
+#define SAMPLES 10
+
+static char bin[PATH_MAX], state[PATH_MAX], path_socket[PATH_MAX], pods[PATH_MAX], cloud[PATH_MAX],
+    netns[PATH_MAX], node_log[PATH_MAX];
+static const char *const watched[] = {pods, cloud, NULL};
+
+struct subject {
+    pid_t keeper;
+    bool killing;
+    pthread_mutex_t mutex;
+    struct ttrpc_client *client; /* lock: mutex */
+};
+
+_noreturn_ static void die(const char *what)
+{
+    fprintf(stderr, "adaptor_step_faults: %s\n", what);
+    exit(1);
+}
+
+/* ---- the shim ---- */
+
+static int call(struct subject *s, const char *method, const ProtobufCMessage *request,
+                const ProtobufCMessageDescriptor *reply, struct err *err)
+{
+    struct ttrpc_client *c = NULL;
+    ProtobufCMessage *answer = NULL;
+    int r = ttrpc_client_connect(path_socket, 5000, &c, err);
+
+    if (r < 0)
+        return r;
+    pthread_mutex_lock(&s->mutex);
+    s->client = c;
+    pthread_mutex_unlock(&s->mutex);
+    r = ttrpc_client_call(c, SERVICE, method, request, reply, 30000, &answer, NULL, err);
+    pthread_mutex_lock(&s->mutex);
+    s->client = NULL;
+    pthread_mutex_unlock(&s->mutex);
+    if (answer)
+        protobuf_c_message_free_unpacked(answer, NULL);
+    ttrpc_client_free(c);
+    return r;
+}
+
+static void cancel(void *arg)
+{
+    struct subject *s = arg;
+
+    pthread_mutex_lock(&s->mutex);
+    if (s->client)
+        ttrpc_client_shutdown(s->client);
+    pthread_mutex_unlock(&s->mutex);
+}
+
+static int create_vm(struct subject *s, struct err *err)
+{
+    static const char *const notes[][2] = {
+        {"io.kubernetes.cri.sandbox-name", "web-0"},
+        {"io.kubernetes.cri.sandbox-namespace", "ns1"},
+        {"io.katacontainers.config.hypervisor.default_vcpus", "1"},
+        {"io.katacontainers.config.hypervisor.default_memory", "256"},
+    };
+    Hypervisor__CreateVMRequest__AnnotationsEntry entries[ARRAY_SIZE(notes)];
+    Hypervisor__CreateVMRequest__AnnotationsEntry *list[ARRAY_SIZE(notes)];
+    Hypervisor__CreateVMRequest q;
+
+    hypervisor__create_vmrequest__init(&q);
+    for (size_t i = 0; i < ARRAY_SIZE(notes); i++) {
+        hypervisor__create_vmrequest__annotations_entry__init(&entries[i]);
+        entries[i].key = (char *)(uintptr_t)notes[i][0];
+        entries[i].value = (char *)(uintptr_t)notes[i][1];
+        list[i] = &entries[i];
+    }
+    q.id = (char *)(uintptr_t)SANDBOX;
+    q.networknamespacepath = netns;
+    q.annotations = list;
+    q.n_annotations = ARRAY_SIZE(notes);
+    return call(s, "CreateVM", &q.base, &hypervisor__create_vmresponse__descriptor, err);
+}
+
+static int start_vm(struct subject *s, struct err *err)
+{
+    Hypervisor__StartVMRequest q;
+
+    hypervisor__start_vmrequest__init(&q);
+    q.id = (char *)(uintptr_t)SANDBOX;
+    return call(s, "StartVM", &q.base, &hypervisor__start_vmresponse__descriptor, err);
+}
+
+static int stop_vm(struct subject *s, struct err *err)
+{
+    Hypervisor__StopVMRequest q;
+
+    hypervisor__stop_vmrequest__init(&q);
+    q.id = (char *)(uintptr_t)SANDBOX;
+    return call(s, "StopVM", &q.base, &hypervisor__stop_vmresponse__descriptor, err);
+}
+
+static int pod(void *arg, struct err *err)
+{
+    int r = create_vm(arg, err);
+
+    if (r == 0)
+        r = start_vm(arg, err);
+    return r < 0 ? r : stop_vm(arg, err);
+}
+
+/* StopVM until it is answered: the daemon may be on its way back up. */
+static int recover(void *arg, _unused_ int result, struct err *err)
+{
+    int64_t until = clock_mono_ms() + 20000;
+
+    for (;;) {
+        struct err e = ERR_INIT;
+        int r = stop_vm(arg, &e);
+        if (r == 0)
+            return 0;
+        if (clock_mono_ms() > until)
+            return err_set(err, r, "StopVM: %s", e.text);
+        usleep(20000);
+    }
+}
+
+/* ---- the world ---- */
+
+static pid_t daemon_pid(void)
+{
+    DIR *dir = opendir("/proc");
+    struct dirent *e;
+    pid_t found = 0;
+
+    while (dir && (e = readdir(dir))) {
+        _cleanup_free_ char *comm = NULL;
+        char path[PATH_MAX];
+        uint64_t pid;
+        (void)str_format(path, sizeof(path), "/proc/%s/comm", e->d_name);
+        if (str_to_u64(e->d_name, INT32_MAX, &pid) == 0 &&
+            fs_read(AT_FDCWD, path, 64, &comm, NULL, NULL) == 0 &&
+            str_starts(comm, "cloud-api-adapt"))
+            found = (pid_t)pid;
+    }
+    if (dir)
+        closedir(dir);
+    return found;
+}
+
+/* Where the daemon is killed another process is compared: its descriptors and threads are not. */
+static char *snapshot(void *arg)
+{
+    const struct subject *s = arg;
+
+    return world_snapshot_of(s->killing ? 0 : daemon_pid(), watched);
+}
+
+static void start_node(struct subject *s)
+{
+    char program[PATH_MAX], keeper[PATH_MAX], control[PATH_MAX];
+
+    (void)str_format(program, sizeof(program), "%s/stepfault/cloud-api-adaptor", bin);
+    (void)str_format(keeper, sizeof(keeper), "%s/peerpod-keeper", bin);
+    (void)str_format(control, sizeof(control), "%s/control.sock", state);
+    const char *const argv[] = {"peerpod-keeper",
+                                "--",
+                                program,
+                                "local",
+                                "-socket",
+                                path_socket,
+                                "-pods-dir",
+                                pods,
+                                "-control-socket",
+                                control,
+                                "-local-registry-dir",
+                                cloud,
+                                "-local-guest-dir",
+                                bin,
+                                "-forwarder-compat",
+                                "native",
+                                "-node-name",
+                                "worker",
+                                "-proxy-timeout",
+                                "5s",
+                                NULL};
+    s->keeper = fork();
+    if (s->keeper == 0) {
+        int fd = open(node_log, O_WRONLY | O_CREAT | O_APPEND, 0600);
+        if (dup2(fd, 1) >= 0 && dup2(fd, 2) >= 0)
+            execv(keeper, (char **)(uintptr_t)argv);
+        _exit(127);
+    }
+}
+
+static void bind_control(const char *block, const char *program)
+{
+    char path[PATH_MAX];
+
+    (void)str_format(path, sizeof(path), "%s/stepfault/%s.stepfault", bin, program);
+    if (mount(block, path, NULL, MS_BIND, NULL) < 0)
+        die("binding the control block");
+}
+
+static void place(char *out, const char *name)
+{
+    if (str_format(out, PATH_MAX, "%s/%s", world_dir(), name) < 0)
+        die("name too long");
+}
+
+static void setup(struct subject *s)
+{
+    char block[PATH_MAX];
+    struct err err = ERR_INIT;
+    ssize_t n = readlink("/proc/self/exe", bin, sizeof(bin) - 1);
+
+    bin[n > 0 ? n : 0] = '\0';
+    for (int i = 0; i < 2; i++)
+        *strrchr(bin, '/') = '\0'; /* bin/stepfault/PROGRAM */
+    place(state, "state");
+    place(path_socket, "state/hypervisor.sock");
+    place(pods, "state/pods");
+    place(cloud, "cloud");
+    place(netns, "netns/pod1");
+    place(node_log, "node.log");
+    place(block, "control");
+    if (mkdir(state, 0700) < 0 || !stepfault_share(block))
+        die("making directories");
+    bind_control(block, "cloud-api-adaptor");
+    bind_control(block, "peerpod-local-vm");
+    if (netns_create(netns, &err) < 0)
+        die(err.text);
+    start_node(s);
+    for (int i = 0; access(path_socket, F_OK) < 0; i++) {
+        if (i > 500)
+            die("the daemon does not open its socket");
+        usleep(20000);
+    }
+}
+
+/* Steps of one undisturbed pod. */
+static unsigned count_steps(struct subject *s)
+{
+    struct stepfault_control *k = stepfault_control();
+    struct err err = ERR_INIT;
+
+    atomic_store(&k->count, 0);
+    atomic_store(&k->mode, STEPFAULT_COUNT);
+    if (pod(s, &err) < 0)
+        die(err.text);
+    unsigned n = atomic_load(&k->count);
+    atomic_store(&k->mode, STEPFAULT_OFF);
+    sleep(1);
+    return n;
+}
+
+static unsigned run(struct subject *s, enum stepfault_mode mode, const char *word, uint64_t first)
+{
+    char name[64];
+    unsigned steps = count_steps(s);
+    s->killing = mode == STEPFAULT_KILL;
+    bool full = str_eq(getenv("STEPFAULT_FULL"), "1");
+    struct stepfault_case c = {.name = name,
+                               .mode = mode,
+                               .dirs = watched,
+                               .run = pod,
+                               .recover = recover,
+                               .cancel = cancel,
+                               .snapshot = snapshot,
+                               .first = (unsigned)first,
+                               .stride = full ? 1 : MAX(steps / SAMPLES, 1U),
+                               .settle_ms = 10000};
+
+    (void)snprintf(name, sizeof(name), "daemon's pod, %s", word);
+    return stepfault_run(&c, s);
+}
+
+int main(int argc, char **argv)
+{
+    static const struct {
+        const char *word;
+        enum stepfault_mode mode;
+    } modes[] = {{"fail", STEPFAULT_FAIL}, {"cancel", STEPFAULT_CANCEL}, {"kill", STEPFAULT_KILL}};
+    static struct subject s = {.mutex = PTHREAD_MUTEX_INITIALIZER};
+    unsigned wrong = 0;
+    uint64_t first = 1;
+
+    world_enter();
+    stepfault_mute();
+    setup(&s);
+    if (argc > 2 && str_to_u64(argv[2], 100000, &first) < 0)
+        return 2;
+    for (size_t i = 0; i < ARRAY_SIZE(modes); i++)
+        if (argc < 2 || str_eq(argv[1], modes[i].word))
+            wrong += run(&s, modes[i].mode, modes[i].word, first);
+    if (wrong) {
+        _cleanup_free_ char *log = NULL;
+        size_t len;
+        if (fs_read(AT_FDCWD, node_log, 16 << 20, &log, &len, NULL) == 0)
+            fprintf(stderr, "%s", log + (len > 6000 ? len - 6000 : 0));
+    }
+    kill(s.keeper, SIGKILL);
+    return wrong ? 1 : 0;
+}
