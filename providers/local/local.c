@@ -328,6 +328,8 @@ static int local_list(struct provider *p, struct job *job, const struct tag *tag
 
     if (l->config->fail_list)
         return err_set(err, -EIO, "-fail-list: the local provider was told to fail");
+    /* After a crash the daemon looks by tag, and may never create again. */
+    store_tidy(l->store);
     int r = store_ids(l->store, &ids, err);
     if (r < 0)
         return r;

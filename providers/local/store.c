@@ -337,6 +337,19 @@ static int sweep(struct store *s, const char *sub, struct err *err)
     return r;
 }
 
+void store_tidy(struct store *s)
+{
+    char path[PATH_MAX];
+
+    if (str_format(path, sizeof(path), "%s/lock", s->dir) < 0)
+        return;
+    _cleanup_close_ int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    if (fd < 0 || flock(fd, LOCK_EX | LOCK_NB) < 0)
+        return;
+    (void)sweep(s, "new", NULL);
+    (void)sweep(s, "old", NULL);
+}
+
 struct search {
     const char *token;
     unsigned char used[LOCAL_INDEX_MAX / 8 + 1];

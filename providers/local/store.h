@@ -54,6 +54,8 @@ int store_add(struct store *s, struct job *job, const struct instance_request *r
 int store_lock(struct store *s, struct job *job, const char *id, int *ret_lock, struct err *err);
 /* Reads one record; -ENOENT without err when there is none. */
 int store_get(struct store *s, const char *id, struct store_record *ret, struct err *err);
+/* Removes what dead processes left half made or half removed, unless the registry is in use. */
+void store_tidy(struct store *s);
 /* Ids of all instances, owned: strv_free. */
 int store_ids(struct store *s, char ***ret, struct err *err);
 int store_state(struct store *s, const char *id, enum store_state *ret, struct err *err);
