@@ -285,7 +285,7 @@ int edit_recover(int dirfd, const char *path, struct relay *relay, const struct 
     if (r < 0)
         return r;
     r = map_file(fd, f.ring_size, &e);
-    if (r < 0)
+    if (!e)
         return err_errno(err, r, "mapping %s", path);
     TAKE_FD(fd);
     e->relay = relay;

@@ -258,7 +258,7 @@ static int make_listener(const char *text, int *ret, struct err *err)
 {
     struct addrinfo *a = NULL;
     int r = resolve_listen(text, &a, err);
-    if (r < 0)
+    if (!a)
         return r;
     r = bind_listener(a, text, ret, err);
     freeaddrinfo(a);

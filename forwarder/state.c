@@ -89,7 +89,7 @@ static int write_small(struct state *s, const char *name, const char *text, stru
 
 static int check_boot(struct state *s, struct err *err)
 {
-    char now[FS_BOOT_ID_LEN + 1], then[SMALL_MAX];
+    char now[FS_BOOT_ID_LEN + 1], then[SMALL_MAX] = "";
     int r = fs_boot_id(now, err);
     if (r == 0)
         r = read_small(s, "boot-id", then, err);
