@@ -433,7 +433,7 @@ static void start_keeper(struct world *w)
     w->keeper = fork();
     assert_true(w->keeper >= 0);
     if (w->keeper == 0) {
-        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        prctl(PR_SET_PDEATHSIG, SIGTERM); /* it ends its child, too */
         execl(keeper, keeper, "-settled", "1ms", "--", forwarder, "-config", config, "-listen",
               listen, "-kata-agent-socket", w->socket, "-state-dir", state, "-log-level", "warn",
               (char *)NULL);
