@@ -14,10 +14,11 @@
  * grow because a child that cannot start should not burn a processor.
  *
  * The end. Asked to end (SIGTERM, SIGINT): with the child, with its status (128 + n for a signal).
- * Not asked: a child that exits with 0 has finished its work, and so have we. One that exits with
- * a status that says "this will not get better" (usage, configuration, not executable) ends us as
- * well, so that the mistake is seen and not retried for ever; but only while the store is empty.
- * Descriptors in it are pods that live on them, and then we hold on and go on trying.
+ * Not asked: only while the store is empty, when the child exits with 0 (its work is finished, and
+ * so is ours) or with a status that says "this will not get better" (usage, configuration, not
+ * executable), so that the mistake is seen and not retried for ever. Descriptors in the store are
+ * pods that live on them, and then we hold on and go on trying: whoever stops the daemon alone gets
+ * a restarted daemon, not dead pods.
  *
  * Pid 1 reaps what is not its child too. Elsewhere we become a subreaper, so that it is the same.
  */
@@ -50,12 +51,12 @@ struct keeper {
     int status;
 };
 
-/* Statuses after which a second try would end the same: usage (2, EX_USAGE), EX_CONFIG, not
+/* Statuses after which there is no second try: done, usage (2, EX_USAGE), EX_CONFIG, not
  * executable, not found. */
 static bool is_final(int status)
 {
-    return status == 2 || status == 64 || status == 78 || status == CHILD_NOT_EXECUTABLE ||
-           status == CHILD_NOT_FOUND;
+    return status == 0 || status == 2 || status == 64 || status == 78 ||
+           status == CHILD_NOT_EXECUTABLE || status == CHILD_NOT_FOUND;
 }
 
 static int exit_status(int wstatus)
@@ -101,8 +102,7 @@ static void child_died(struct keeper *k, int wstatus)
     bool exited = WIFEXITED(wstatus);
 
     notify_drain(&k->notify, &k->store);
-    if (k->asked_to_end || (exited && status == 0) ||
-        (exited && is_final(status) && k->store.n == 0)) {
+    if (k->asked_to_end || (exited && is_final(status) && k->store.n == 0)) {
         log_info("%s ended with status %d", k->config->argv[0], status);
         k->ended = true;
         k->status = status;

@@ -302,6 +302,19 @@ def test_a_thousand_calls_leave_nothing_behind(node):
     check_world(node, before)
 
 
+def test_a_daemon_that_is_asked_to_end_comes_back_too(node):
+    """Only the keeper's own end ends the node's service: pods depend on what it holds."""
+    path = node.run_pod()
+    with Client(path) as agent:
+        assert agent.call(HEALTH, "Check", b"").code == ttrpc.OK
+        old = node.daemon_pid()
+        os.kill(old, signal.SIGTERM)
+        assert agent.call(HEALTH, "Check", b"").code == ttrpc.OK
+        wait_for(lambda: node.serves() and node.daemon_pid() not in (0, old))
+    assert node.stop_vm().code == ttrpc.OK
+    node.wait_gone()
+
+
 def test_a_dead_forwarder_comes_back(node):
     """The keeper in the VM starts it again, the tunnel is dialled again."""
     path = node.run_pod()
