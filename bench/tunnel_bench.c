@@ -396,7 +396,7 @@ int main(void)
     uname(&u);
     printf("%s %s, %ld processors; medians; plain: blocking TLS, same cipher and records\n",
            u.sysname, u.machine, sysconf(_SC_NPROCESSORS_ONLN));
-    printf("{\"name\": \"bench-tunnel\", \"pass\": true, \"stream_mib_s\": %.0f, "
+    printf("{\"name\": \"tunnel-engine\", \"pass\": true, \"stream_mib_s\": %.0f, "
            "\"eight_streams_mib_s\": %.0f, \"plain_tls_mib_s\": %.0f, \"ratio\": %.2f, "
            "\"mib_per_cpu_s\": %.0f, \"eight_mib_per_cpu_s\": %.0f, \"plain_mib_per_cpu_s\": %.0f, "
            "\"round_trip_us\": %lld, \"round_trip_p99_us\": %lld, \"plain_round_trip_us\": %lld}\n",
