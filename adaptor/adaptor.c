@@ -105,7 +105,7 @@ static void drop_unknown(const char *name, int fd, void *arg)
     fdstore_remove(name, NULL);
 }
 
-static int serve(struct adaptor *a, const char *store_name, const char *path,
+static int serve(struct adaptor *a, const char *store_name, const char *path, const char *store,
                  const struct rpc_method *methods, struct rpc_server **ret, struct err *err)
 {
     int fd = fdstore_take(store_name);
@@ -117,7 +117,7 @@ static int serve(struct adaptor *a, const char *store_name, const char *path,
     }
     if (r < 0)
         return err_wrap(err, r, "socket %s", path);
-    return rpc_server_new(a->loop, fd, 0, methods, a, ret, err);
+    return rpc_server_new(a->loop, fd, 0, store, methods, a, ret, err);
 }
 
 static int parse_port(struct adaptor *a, struct err *err)
@@ -153,9 +153,9 @@ static int begin(struct adaptor *a, struct err *err)
     if (r == 0)
         r = recover(a, err);
     if (r == 0)
-        r = serve(a, "hypervisor", a->config->socket, hypervisor_methods, &a->hypervisor, err);
+        r = serve(a, "hypervisor", a->config->socket, "h", hypervisor_methods, &a->hypervisor, err);
     if (r == 0)
-        r = serve(a, "control", a->config->control_socket, control_methods, &a->control, err);
+        r = serve(a, "control", a->config->control_socket, NULL, control_methods, &a->control, err);
     return r;
 }
 

@@ -8,9 +8,17 @@
  * encoded. A *call* is a request under way; it is made when the frame is read, belongs to its
  * handler until it is answered, and only knows its connection while there is one.
  *
- * The reader is a struct of its own with the verbs fill, next and consume, and a frame is consumed
- * only behind its handler: a source with other storage (the mapped ring of a connection that
- * outlives the process, design.md 5) takes its place without changing anything else here.
+ * The reader is a struct of its own with the verbs fill, next and consume.
+ *
+ * Durable connections (a server with a name in the descriptor store) outlive the process with their
+ * calls. The kernel's own queue is the journal: frames are peeked at (SO_PEEK_OFF makes the next
+ * peek go on behind the last), and taken out only when they, and all before them, have been
+ * answered. A successor finds in the queue every request that was not, and hands it to its handler
+ * again; the methods are idempotent, and a second answer on a stream means nothing to a client. An
+ * answer is one send of some hundred bytes to an empty buffer: all of it or nothing. While frames
+ * wait in the queue the socket is readable all the time, so it is not polled for that, but looked at
+ * every AGAIN_MS. What is more than a shim ever has under way (DURABLE_FRAMES, DURABLE_BYTES; a
+ * CreateVM with very large initdata) makes its connection an ordinary one that ends with us.
  *
  * Happy path: readable -> reader_fill -> reader_next -> frame_request -> the handler ->
  * rpc_call_reply -> one send -> the call is freed.
@@ -42,8 +50,10 @@
 #include "adaptor/rpc.h"
 
 #include <errno.h>
+#include <inttypes.h>
 #include <poll.h>
 #include <stddef.h>
+#include <sys/random.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -52,6 +62,7 @@
 #include "base/fs.h"
 #include "base/log.h"
 #include "base/str.h"
+#include "relay/fdstore.h"
 
 #define READ_BASE (16U << 10)    /* storage that each connection may have without asking */
 #define READ_SCRATCH (64U << 10) /* one recv of bytes to throw away */
@@ -60,12 +71,16 @@
 #define ACCEPT_TURN 32           /* connections accepted before others get a turn */
 #define BACKLOG 1024
 #define TICK_MS 5000
+#define DURABLE_FRAMES 32U
+#define DURABLE_BYTES (64U << 10) /* well below what a sender's buffer holds: 208 KiB */
+#define AGAIN_MS 50
 
 struct reader {
     struct rpc_server *server; /* whose budget it uses */
     uint8_t *data;             /* start..end: bytes not yet consumed */
     size_t start, end, cap;
     size_t discard; /* bytes of a refused body still to come */
+    bool peek;      /* the bytes stay in the socket's queue: conn_settle takes them */
     bool refused;   /* `header` was refused; its answer is due when discard is 0 */
     bool starved;   /* refused for want of budget, not for its size */
     struct ttrpc_header header;
@@ -83,12 +98,21 @@ struct conn {
     struct buf out;
     struct rpc_call *calls; /* in flight */
     unsigned call_count;
+    /* Durable connections: frames that are still in the socket's queue, by number. */
+    char name[FDSTORE_NAME_MAX + 1]; /* "": not durable */
+    uint64_t first_frame, next_frame;
+    struct {
+        size_t len;
+        bool done;
+    } frames[DURABLE_FRAMES];
+    size_t queued; /* bytes peeked at and not taken out */
 };
 
 struct rpc_call {
     struct conn *conn; /* NULL: the client is gone */
     struct rpc_call *next, **prev;
     const struct rpc_method *method;
+    uint64_t frame; /* of a durable connection */
     uint32_t stream;
     int64_t timeout_ns;
     Ttrpc__Request *request; /* NULL once the handler has returned */
@@ -104,7 +128,8 @@ struct rpc_server {
     void *owner;
     uv_poll_t listener;
     int listen_fd;
-    uv_timer_t tick;
+    uv_timer_t tick, again;
+    char store[4]; /* prefix of names in the descriptor store; "": nothing is durable */
     bool accepting, full_logged, closing;
     unsigned handles; /* uv handles whose close is not through; the last one frees the server */
     unsigned max_connections, connection_count;
@@ -120,7 +145,7 @@ static void reader_done(struct reader *r)
     if (r->cap > READ_BASE)
         r->server->bodies -= r->cap - READ_BASE;
     free(r->data);
-    *r = (struct reader){.server = r->server};
+    *r = (struct reader){.server = r->server, .peek = r->peek};
 }
 
 static void reader_compact(struct reader *r)
@@ -194,12 +219,16 @@ static ssize_t reader_recv(struct reader *r, int fd)
 
     if (!r->refused)
         reader_room(r);
+    if (r->peek && r->refused) {
+        errno = EAGAIN; /* the connection is made an ordinary one first */
+        return -1;
+    }
     if (r->discard > 0) {
         n = recv(fd, r->server->scratch, MIN(r->discard, sizeof(r->server->scratch)), MSG_DONTWAIT);
         r->discard -= n > 0 ? (size_t)n : 0;
         return n;
     }
-    n = recv(fd, r->data + r->end, r->cap - r->end, MSG_DONTWAIT);
+    n = recv(fd, r->data + r->end, r->cap - r->end, MSG_DONTWAIT | (r->peek ? MSG_PEEK : 0));
     r->end += n > 0 ? (size_t)n : 0;
     return n;
 }
@@ -248,6 +277,69 @@ static void reader_consume(struct reader *r)
         reader_done(r);
 }
 
+/* ---- durable connections ---- */
+
+static void take_out(struct conn *conn, size_t len)
+{
+    conn->queued -= len;
+    while (len > 0) {
+        ssize_t n = recv(conn->fd, conn->server->scratch, MIN(len, READ_SCRATCH), MSG_DONTWAIT);
+
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n <= 0)
+            return; /* cannot be: the bytes were seen */
+        len -= (size_t)n;
+    }
+}
+
+/* Frames at the front that are answered leave the queue. */
+static void conn_settle(struct conn *conn)
+{
+    size_t len = 0;
+
+    while (conn->first_frame < conn->next_frame &&
+           conn->frames[conn->first_frame % DURABLE_FRAMES].done)
+        len += conn->frames[conn->first_frame++ % DURABLE_FRAMES].len;
+    take_out(conn, len);
+}
+
+static void conn_frame_done(struct conn *conn, uint64_t frame)
+{
+    if (!*conn->name)
+        return;
+    conn->frames[frame % DURABLE_FRAMES].done = true;
+    conn_settle(conn);
+}
+
+/* From now on it ends with this process. */
+static void conn_make_ordinary(struct conn *conn)
+{
+    static const int off = -1;
+
+    if (!*conn->name)
+        return;
+    fdstore_remove(conn->name, NULL);
+    *conn->name = '\0';
+    take_out(conn, conn->queued);
+    setsockopt(conn->fd, SOL_SOCKET, SO_PEEK_OFF, &off, sizeof(off));
+    conn->reader.peek = false;
+}
+
+/* Before anything is read. stored: it comes from the store under `name`. */
+static void conn_make_durable(struct conn *conn, const char *name, bool stored)
+{
+    static const int front = 0;
+
+    if (!*conn->server->store || !fdstore_available() ||
+        setsockopt(conn->fd, SOL_SOCKET, SO_PEEK_OFF, &front, sizeof(front)) < 0)
+        return;
+    if (!stored && fdstore_add(name, conn->fd, NULL) < 0)
+        return;
+    snprintf(conn->name, sizeof(conn->name), "%s", name);
+    conn->reader.peek = true;
+}
+
 /* ---- output ---- */
 
 static void conn_watch(struct conn *conn);
@@ -283,6 +375,7 @@ static void conn_send(struct conn *conn, const struct buf *frame)
         sent = n > 0 ? (size_t)n : 0;
     }
     if (sent < frame->len) {
+        conn_make_ordinary(conn); /* a successor would not know how much was sent */
         conn_keep(conn, frame->data + sent, frame->len - sent);
         conn_watch(conn);
     }
@@ -359,6 +452,8 @@ static void call_end(struct rpc_call *call)
     struct conn *conn = call->conn;
 
     call_unlink(call);
+    if (conn)
+        conn_frame_done(conn, call->frame);
     if (conn && conn_spent(conn))
         conn_break(conn);
     call->answered = true;
@@ -373,6 +468,16 @@ static struct rpc_call *conn_find_call(const struct conn *conn, uint32_t stream)
     struct rpc_call *call = conn->calls;
 
     while (call && call->stream != stream)
+        call = call->next;
+    return call;
+}
+
+/* The call that this frame made and that is not answered yet. */
+static struct rpc_call *conn_find_frame(const struct conn *conn, uint64_t frame)
+{
+    struct rpc_call *call = conn->calls;
+
+    while (call && call->frame != frame)
         call = call->next;
     return call;
 }
@@ -403,6 +508,7 @@ static void conn_call(struct conn *conn, uint32_t stream, const struct rpc_metho
     call->stream = stream;
     call->timeout_ns = MAX(request->timeout_nano, 0);
     call->request = request;
+    call->frame = conn->next_frame - 1;
     call_link(call, conn);
     call->in_handler = true;
     method->handler(call, conn->server->owner);
@@ -496,14 +602,36 @@ static bool conn_reads(const struct conn *conn)
     return !conn->eof && conn->out.len < OUT_PAUSE;
 }
 
+/* A durable connection's frame is noted before its handler sees it. */
+static uint64_t conn_note_frame(struct conn *conn)
+{
+    uint64_t frame = conn->next_frame++;
+
+    conn->frames[frame % DURABLE_FRAMES].len =
+        TTRPC_HEADER_SIZE + (size_t)conn->reader.header.length;
+    conn->frames[frame % DURABLE_FRAMES].done = false;
+    return frame;
+}
+
 static void conn_serve(struct conn *conn)
 {
     const uint8_t *body;
 
     while (!conn->closing && conn->out.len < OUT_PAUSE && reader_next(&conn->reader, &body)) {
+        uint64_t frame = conn_note_frame(conn);
+
         conn_frame(conn, body);
         reader_consume(&conn->reader);
+        if (!conn_find_frame(conn, frame))
+            conn_frame_done(conn, frame);
     }
+}
+
+/* It has more under way than a durable connection may. */
+static bool conn_overflows(const struct conn *conn)
+{
+    return *conn->name && (conn->queued > DURABLE_BYTES ||
+                           conn->next_frame - conn->first_frame >= DURABLE_FRAMES - 1);
 }
 
 /* Reads and serves until there is nothing more, the turn is over, or answers pile up. */
@@ -514,6 +642,8 @@ static void conn_read(struct conn *conn)
     while (conn_reads(conn) && turn < READ_TURN) {
         ssize_t n = reader_fill(&conn->reader, conn->fd);
 
+        if (conn->reader.refused)
+            conn_make_ordinary(conn);
         if (n == -EAGAIN)
             break;
         if (n <= 0) {
@@ -521,7 +651,10 @@ static void conn_read(struct conn *conn)
             break;
         }
         turn += (size_t)n;
+        conn->queued += conn->reader.peek ? (size_t)n : 0;
         conn_serve(conn);
+        if (conn_overflows(conn) || conn->reader.refused)
+            conn_make_ordinary(conn);
     }
 }
 
@@ -556,6 +689,8 @@ static void conn_close(struct conn *conn)
     if (conn->next)
         conn->next->prev = conn->prev;
     server->connection_count--;
+    if (*conn->name && !server->closing)
+        fdstore_remove(conn->name, NULL);
     reader_done(&conn->reader);
     buf_done(&conn->out);
     uv_close((uv_handle_t *)&conn->poll, conn_closed);
@@ -584,6 +719,8 @@ static bool conn_hung_up(const struct conn *conn)
     return poll(&p, 1, 0) > 0 && p.revents & (POLLHUP | POLLERR | POLLNVAL);
 }
 
+static void server_again(uv_timer_t *timer);
+
 static void conn_event(uv_poll_t *poll_handle, int status, int events)
 {
     struct conn *conn = container_of(poll_handle, struct conn, poll);
@@ -602,6 +739,23 @@ static void conn_event(uv_poll_t *poll_handle, int status, int events)
         conn_watch(conn);
 }
 
+/* Durable connections whose queue is not empty. A connection may end in its turn. */
+static void server_again(uv_timer_t *timer)
+{
+    struct rpc_server *server = container_of(timer, struct rpc_server, again);
+    bool any = false;
+
+    for (struct conn *conn = server->conns, *next; conn; conn = next) {
+        next = conn->next;
+        if (conn->queued == 0)
+            continue;
+        any = true;
+        conn_event(&conn->poll, 0, UV_READABLE);
+    }
+    if (!any)
+        uv_timer_stop(timer);
+}
+
 /* UV_PRIORITIZED alone: nothing but hang-up and errors, which are always reported. */
 static void conn_watch(struct conn *conn)
 {
@@ -609,8 +763,10 @@ static void conn_watch(struct conn *conn)
 
     if (conn->closing)
         return;
-    if (conn_reads(conn))
+    if (conn_reads(conn) && conn->queued == 0)
         events |= UV_READABLE;
+    if (conn->queued > 0 && !uv_is_active((uv_handle_t *)&conn->server->again))
+        uv_timer_start(&conn->server->again, server_again, AGAIN_MS, AGAIN_MS);
     if (conn->out.len > 0)
         events |= UV_WRITABLE;
     if (events != conn->events && uv_poll_start(&conn->poll, events, conn_event) == 0)
@@ -635,9 +791,11 @@ static bool peer_allowed(int fd)
     return false;
 }
 
-/* Takes fd. */
-static void server_add(struct rpc_server *server, int fd)
+/* Takes fd. name: in the store already; NULL: a new connection. */
+static void server_add(struct rpc_server *server, int fd, const char *name)
 {
+    char fresh[FDSTORE_NAME_MAX + 1];
+    uint64_t number;
     struct conn *conn = xcalloc(1, sizeof(*conn));
 
     if (uv_poll_init(server->loop, &conn->poll, fd) < 0) {
@@ -657,6 +815,10 @@ static void server_add(struct rpc_server *server, int fd)
     server->conns = conn;
     server->connection_count++;
     server->handles++;
+    if (getrandom(&number, sizeof(number), 0) == sizeof(number)) {
+        snprintf(fresh, sizeof(fresh), "%s.%016" PRIx64, server->store, number);
+        conn_make_durable(conn, name ? name : fresh, name);
+    }
     conn_watch(conn);
 }
 
@@ -690,7 +852,7 @@ static void server_readable(uv_poll_t *poll_handle, int status, int events)
         if (fd < 0)
             return;
         if (peer_allowed(fd))
-            server_add(server, fd);
+            server_add(server, fd, NULL);
         else
             close(fd);
     }
@@ -719,7 +881,18 @@ static void server_tick(uv_timer_t *timer)
     server_accept_more(server);
 }
 
-int rpc_server_new(uv_loop_t *loop, int listen_fd, unsigned max_connections,
+/* The connections that the predecessor left in the store. */
+static void adopt(const char *name, int fd, void *arg)
+{
+    struct rpc_server *server = arg;
+    size_t len = strlen(server->store);
+
+    (void)fd;
+    if (strncmp(name, server->store, len) == 0 && name[len] == '.')
+        server_add(server, fdstore_take(name), name);
+}
+
+int rpc_server_new(uv_loop_t *loop, int listen_fd, unsigned max_connections, const char *store,
                    const struct rpc_method *methods, void *owner, struct rpc_server **ret,
                    struct err *err)
 {
@@ -737,10 +910,15 @@ int rpc_server_new(uv_loop_t *loop, int listen_fd, unsigned max_connections,
     server->listen_fd = listen_fd;
     server->max_connections = max_connections ? max_connections : RPC_CONNECTIONS_DEFAULT;
     server->listener.data = server;
-    server->handles = 2;
+    server->handles = 3;
+    snprintf(server->store, sizeof(server->store), "%s", store ? store : "");
+    uv_timer_init(loop, &server->again);
+    server->again.data = server;
     uv_timer_init(loop, &server->tick);
     server->tick.data = server;
     uv_timer_start(&server->tick, server_tick, TICK_MS, TICK_MS);
+    if (*server->store)
+        fdstore_each(adopt, server);
     server_accept_more(server);
     *ret = server;
     return 0;
@@ -754,6 +932,7 @@ void rpc_server_free(struct rpc_server *server)
     while (server->conns)
         conn_close(server->conns);
     uv_close((uv_handle_t *)&server->tick, server_unref);
+    uv_close((uv_handle_t *)&server->again, server_unref);
     uv_close((uv_handle_t *)&server->listener, server_unref);
     close(server->listen_fd);
 }

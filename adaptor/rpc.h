@@ -41,10 +41,13 @@ struct rpc_method {
 int rpc_listen(const char *path, int *ret_fd, struct err *err);
 
 /*
+ * store: at most 3 characters, the prefix of the server's names in the descriptor store: connections
+ * are kept there, and calls that were not answered are handed to their handlers again after a
+ * restart (their methods must be idempotent). NULL: connections end with the process.
  * Takes listen_fd (on failure too). methods: borrowed, ends with {NULL}. owner goes to the
  * handlers. max_connections 0: the default. Peers must be root or our own uid.
  */
-int rpc_server_new(uv_loop_t *loop, int listen_fd, unsigned max_connections,
+int rpc_server_new(uv_loop_t *loop, int listen_fd, unsigned max_connections, const char *store,
                    const struct rpc_method *methods, void *owner, struct rpc_server **ret,
                    struct err *err);
 /* Closes all connections without cancelling their calls (stopping never deletes a VM); calls in

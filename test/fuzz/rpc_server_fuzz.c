@@ -54,7 +54,7 @@ static void start(void)
     if (!mkdtemp(dir) || uv_loop_init(&loop) < 0 ||
         str_format(address.sun_path, sizeof(address.sun_path), "%s/s", dir) < 0 ||
         rpc_listen(address.sun_path, &fd, &err) < 0 ||
-        rpc_server_new(&loop, fd, 8, methods, NULL, &server, &err) < 0)
+        rpc_server_new(&loop, fd, 8, NULL, methods, NULL, &server, &err) < 0)
         abort();
 }
 

@@ -23,6 +23,7 @@
 #include "base/log.h"
 #include "base/str.h"
 #include "hypervisor.pb-c.h"
+#include "relay/fdstore.h"
 
 #define VALUE_MAX (8U << 20)
 
@@ -253,6 +254,15 @@ static void on_term(uv_signal_t *handle, int number)
     uv_close((uv_handle_t *)handle, NULL);
 }
 
+static int listen_or_take(const char *path, int *ret, struct err *err)
+{
+    *ret = fdstore_take("listener");
+    if (*ret >= 0)
+        return 0;
+    int r = rpc_listen(path, ret, err);
+    return r < 0 ? r : fdstore_add("listener", *ret, err);
+}
+
 int main(int argc, char **argv)
 {
     uv_loop_t *loop = uv_default_loop();
@@ -266,8 +276,9 @@ int main(int argc, char **argv)
         fprintf(stderr, "usage: rpc_test_server SOCKET [MAX_CONNECTIONS]\n");
         return 2;
     }
-    if (rpc_listen(argv[1], &fd, &err) < 0 ||
-        rpc_server_new(loop, fd, (unsigned)limit, methods, &s, &s.server, &err) < 0) {
+    /* Under the keeper its connections are durable, as the daemon's are. */
+    if (fdstore_init(&err) < 0 || listen_or_take(argv[1], &fd, &err) < 0 ||
+        rpc_server_new(loop, fd, (unsigned)limit, "t", methods, &s, &s.server, &err) < 0) {
         log_error("%s", err_text(&err));
         return 1;
     }
@@ -275,5 +286,6 @@ int main(int argc, char **argv)
     s.term.data = &s;
     uv_signal_start(&s.term, on_term, SIGTERM);
     uv_run(loop, UV_RUN_DEFAULT);
+    fdstore_done();
     return uv_loop_close(loop) == 0 ? 0 : 3;
 }
