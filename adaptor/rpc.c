@@ -279,6 +279,8 @@ static void reader_consume(struct reader *r)
 
 /* ---- durable connections ---- */
 
+static void conn_watch(struct conn *conn);
+
 static void take_out(struct conn *conn, size_t len)
 {
     conn->queued -= len;
@@ -310,6 +312,8 @@ static void conn_frame_done(struct conn *conn, uint64_t frame)
         return;
     conn->frames[frame % DURABLE_FRAMES].done = true;
     conn_settle(conn);
+    if (conn->queued == 0)
+        conn_watch(conn); /* it is polled for reading again */
 }
 
 /* From now on it ends with this process. */
@@ -341,8 +345,6 @@ static void conn_make_durable(struct conn *conn, const char *name, bool stored)
 }
 
 /* ---- output ---- */
-
-static void conn_watch(struct conn *conn);
 
 /* Ends a connection from wherever we are; the poll then sees the hang-up. */
 static void conn_break(struct conn *conn)
