@@ -10,6 +10,7 @@
 
 #include "net/link.h"
 #include "net/netns.h"
+#include "net/route.h"
 
 #define POD_ADDRESS "10.88.0.2"
 #define GATEWAY_ADDRESS "10.88.0.1"

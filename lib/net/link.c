@@ -1,14 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Links, addresses and routes, one rtnetlink request each.
+ * Links and addresses, one rtnetlink request each.
  *
  * All functions are straight: fill the fixed header, put the attributes, rtnl_call. What makes them
  * safe to repeat is decided here and not by callers: EEXIST of an address, ENODEV of a deletion and
  * EADDRNOTAVAIL of an address's deletion are success. A link's EEXIST is not: another's link may
  * bear the name.
- *
- * Lists are whole dumps. One that the kernel marks as interrupted is asked for again a few times:
- * names and addresses of other pods come and go all the time.
  */
 #include "net/link.h"
 
@@ -18,9 +15,6 @@
 #include <linux/veth.h>
 
 #include "base/str.h"
-
-#define DUMP_TRIES 8
-#define LINKS_MAX 65536U
 
 /* ---- addresses as values ---- */
 
@@ -46,69 +40,77 @@ void net_address_format(const struct net_address *a, char out[NET_ADDRESS_SIZE])
         (void)inet_ntop(a->family, a->bytes, out, NET_ADDRESS_SIZE);
 }
 
+int net_prefix_parse(const char *text, struct net_address *ret, uint8_t *ret_prefix)
+{
+    char address[NET_ADDRESS_SIZE];
+    const char *slash = strchr(text, '/');
+    struct net_address a;
+    uint64_t bits;
+
+    if (!slash || str_format(address, sizeof(address), "%.*s", (int)(slash - text), text) < 0 ||
+        net_address_parse(address, &a) < 0 || str_to_u64(slash + 1, 128, &bits) < 0 ||
+        bits > 8 * net_address_len(&a))
+        return -EINVAL;
+    *ret = a;
+    *ret_prefix = (uint8_t)bits;
+    return 0;
+}
+
+struct net_address net_address_network(const struct net_address *a, uint8_t prefix)
+{
+    struct net_address n = *a;
+
+    for (unsigned bit = prefix; bit < 8 * sizeof(n.bytes); bit++)
+        n.bytes[bit / 8] &= (unsigned char)~(0x80U >> (bit % 8));
+    return n;
+}
+
+int net_mac_parse(const char *text, unsigned char ret[NET_MAC_LEN])
+{
+    unsigned char mac[NET_MAC_LEN];
+
+    if (strlen(text) != NET_MAC_SIZE - 1)
+        return -EINVAL;
+    for (size_t i = 0; i < NET_MAC_LEN; i++) {
+        const char digits[3] = {text[3 * i], text[3 * i + 1], '\0'};
+        if (str_unhex(digits, mac + i, 1) < 0 || (i > 0 && text[3 * i - 1] != ':'))
+            return -EINVAL;
+    }
+    memcpy(ret, mac, sizeof(mac));
+    return 0;
+}
+
+void net_mac_format(const unsigned char mac[NET_MAC_LEN], char out[NET_MAC_SIZE])
+{
+    (void)str_format(out, NET_MAC_SIZE, "%02x:%02x:%02x:%02x:%02x:%02x", mac[0], mac[1], mac[2],
+                     mac[3], mac[4], mac[5]);
+}
+
 bool net_address_eq(const struct net_address *a, const struct net_address *b)
 {
     return a->family == b->family && memcmp(a->bytes, b->bytes, net_address_len(a)) == 0;
 }
 
-/* ---- dumps ---- */
-
-/* Grows an array by one element of size bytes; NULL beyond LINKS_MAX. */
-static void *list_grow(void **list, size_t *n, size_t size)
-{
-    if (*n >= LINKS_MAX)
-        return NULL;
-    if ((*n & (*n - 1)) == 0)
-        *list = xrealloc(*list, (*n ? *n * 2 : 1) * size);
-    return (char *)*list + (*n)++ * size;
-}
-
-typedef bool parse_fn(const struct nlmsghdr *h, void *ret);
-
-static int dump_once(struct rtnl *nl, struct rtnl_request *q, const char *what, parse_fn *parse,
-                     size_t size, void **ret, size_t *ret_n, struct err *err)
-{
-    _cleanup_free_ void *list = NULL;
-    _cleanup_free_ void *item = xcalloc(1, size);
-    const struct nlmsghdr *h;
-    size_t n = 0;
-    int r = rtnl_start(nl, q, what, err);
-
-    if (r < 0)
-        return r;
-    while ((r = rtnl_next(nl, &h, err)) > 0) {
-        if (!parse(h, item))
-            continue;
-        void *slot = list_grow(&list, &n, size);
-        if (!slot)
-            return err_set(err, -E2BIG, "%s: over %u entries", what, LINKS_MAX);
-        memcpy(slot, item, size);
-    }
-    if (r < 0)
-        return r;
-    *ret = TAKE_PTR(list);
-    *ret_n = n;
-    return 0;
-}
-
-static int dump(struct rtnl *nl, uint16_t type, const void *body, size_t body_len, const char *what,
-                parse_fn *parse, size_t size, void **ret, size_t *ret_n, struct err *err)
-{
-    int r = -EINTR;
-
-    for (unsigned i = 0; i < DUMP_TRIES && r == -EINTR; i++) {
-        struct rtnl_request q;
-        struct err e = ERR_INIT;
-
-        rtnl_request_init(&q, type, NLM_F_DUMP, body, body_len);
-        r = dump_once(nl, &q, what, parse, size, ret, ret_n, &e);
-        if (r < 0 && (r != -EINTR || i + 1 == DUMP_TRIES))
-            return err_set(err, r, "%s", e.text);
-    }
-    return r;
-}
-
 /* ---- links ---- */
+
+static void parse_vxlan(const struct rtnl_attr *data, struct link *ret)
+{
+    struct rtnl_attrs nest = {data->data, data->len};
+    struct rtnl_attr a;
+
+    while (rtnl_attr_next(&nest, &a)) {
+        if (a.type == IFLA_VXLAN_ID)
+            ret->vni = rtnl_attr_u32(&a);
+        else if (a.type == IFLA_VXLAN_PORT && a.len == 2)
+            ret->vxlan_port = (uint16_t)(((const unsigned char *)a.data)[0] << 8 |
+                                         ((const unsigned char *)a.data)[1]);
+        else if ((a.type == IFLA_VXLAN_GROUP && a.len == 4) ||
+                 (a.type == IFLA_VXLAN_GROUP6 && a.len == 16)) {
+            ret->remote.family = a.len == 4 ? AF_INET : AF_INET6;
+            memcpy(ret->remote.bytes, a.data, a.len);
+        }
+    }
+}
 
 static void parse_linkinfo(const struct rtnl_attr *info, struct link *ret)
 {
@@ -118,6 +120,8 @@ static void parse_linkinfo(const struct rtnl_attr *info, struct link *ret)
     while (rtnl_attr_next(&nest, &a))
         if (a.type == IFLA_INFO_KIND)
             rtnl_attr_string(&a, ret->kind, sizeof(ret->kind));
+        else if (a.type == IFLA_INFO_DATA && str_eq(ret->kind, "vxlan"))
+            parse_vxlan(&a, ret);
 }
 
 bool link_parse(const struct nlmsghdr *h, struct link *ret)
@@ -154,8 +158,8 @@ static const struct ifinfomsg any_link = {.ifi_family = AF_UNSPEC};
 int link_list(struct rtnl *nl, struct link **ret, size_t *ret_n, struct err *err)
 {
     void *list;
-    int r = dump(nl, RTM_GETLINK, &any_link, sizeof(any_link), "listing links", link_parse_any,
-                 sizeof(struct link), &list, ret_n, err);
+    int r = rtnl_dump(nl, RTM_GETLINK, &any_link, sizeof(any_link), "listing links", link_parse_any,
+                      sizeof(struct link), &list, ret_n, err);
 
     if (r == 0)
         *ret = list;
@@ -205,6 +209,51 @@ int link_add_veth(struct rtnl *nl, const struct link_veth *veth, struct err *err
     return rtnl_call(nl, &q, what, err);
 }
 
+uint32_t link_vxlan_overhead(int family)
+{
+    return (family == AF_INET6 ? 40U : 20U) + 8U /* UDP */ + 8U /* VXLAN */ + 14U /* Ethernet */;
+}
+
+static void put_vxlan(struct rtnl_request *q, const struct link_vxlan *v)
+{
+    const unsigned char port[2] = {(unsigned char)(v->port >> 8), (unsigned char)v->port};
+
+    rtnl_put_u32(q, IFLA_VXLAN_ID, v->vni);
+    rtnl_put(q, v->remote.family == AF_INET6 ? IFLA_VXLAN_GROUP6 : IFLA_VXLAN_GROUP,
+             v->remote.bytes, net_address_len(&v->remote));
+    rtnl_put(q, IFLA_VXLAN_PORT, port, sizeof(port));
+    /* There is one peer only. */
+    rtnl_put_u8(q, IFLA_VXLAN_LEARNING, 0);
+    if (v->remote.family == AF_INET)
+        rtnl_put_u8(q, IFLA_VXLAN_UDP_CSUM, 0); /* RFC 7348: should be zero */
+}
+
+int link_add_vxlan(struct rtnl *nl, const struct link_vxlan *vxlan, struct err *err)
+{
+    struct rtnl_request q;
+    char what[64], remote[NET_ADDRESS_SIZE];
+
+    net_address_format(&vxlan->remote, remote);
+    if (!vxlan->remote.family)
+        return err_set(err, -EINVAL, "adding link %s: no remote address", vxlan->name);
+    rtnl_request_init(&q, RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, &any_link, sizeof(any_link));
+    rtnl_put_string(&q, IFLA_IFNAME, vxlan->name);
+    if (vxlan->netns_fd >= 0)
+        rtnl_put_u32(&q, IFLA_NET_NS_FD, (uint32_t)vxlan->netns_fd);
+    if (vxlan->mac)
+        rtnl_put(&q, IFLA_ADDRESS, vxlan->mac, NET_MAC_LEN);
+    if (vxlan->mtu)
+        rtnl_put_u32(&q, IFLA_MTU, vxlan->mtu);
+    size_t info = rtnl_nest(&q, IFLA_LINKINFO);
+    rtnl_put_string(&q, IFLA_INFO_KIND, "vxlan");
+    size_t data = rtnl_nest(&q, IFLA_INFO_DATA);
+    put_vxlan(&q, vxlan);
+    rtnl_nest_end(&q, data);
+    rtnl_nest_end(&q, info);
+    (void)str_format(what, sizeof(what), "adding VXLAN link (id %u, to %.24s)", vxlan->vni, remote);
+    return rtnl_call(nl, &q, what, err);
+}
+
 static void link_request(struct rtnl_request *q, uint16_t type, int index)
 {
     const struct ifinfomsg info = {.ifi_family = AF_UNSPEC, .ifi_index = index};
@@ -219,6 +268,15 @@ int link_rename(struct rtnl *nl, int index, const char *name, struct err *err)
     link_request(&q, RTM_NEWLINK, index);
     rtnl_put_string(&q, IFLA_IFNAME, name);
     return rtnl_call(nl, &q, "renaming a link", err);
+}
+
+int link_set_mac(struct rtnl *nl, int index, const unsigned char mac[NET_MAC_LEN], struct err *err)
+{
+    struct rtnl_request q;
+
+    link_request(&q, RTM_NEWLINK, index);
+    rtnl_put(&q, IFLA_ADDRESS, mac, NET_MAC_LEN);
+    return rtnl_call(nl, &q, "setting a link's MAC", err);
 }
 
 int link_set_up(struct rtnl *nl, int index, struct err *err)
@@ -249,24 +307,12 @@ int link_move(struct rtnl *nl, int index, int netns_fd, struct err *err)
     return rtnl_call(nl, &q, "moving a link to another network namespace", err);
 }
 
-/* rtnl_call that takes one code of the kernel's for success. */
-static int call_unless(struct rtnl *nl, struct rtnl_request *q, const char *what, int fine,
-                       struct err *err)
-{
-    struct err e = ERR_INIT;
-    int r = rtnl_call(nl, q, what, &e);
-
-    if (r < 0 && r != fine)
-        return err_set(err, r, "%s", e.text);
-    return 0;
-}
-
 int link_delete(struct rtnl *nl, int index, struct err *err)
 {
     struct rtnl_request q;
 
     link_request(&q, RTM_DELLINK, index);
-    return call_unless(nl, &q, "deleting a link", -ENODEV, err);
+    return rtnl_call_unless(nl, &q, "deleting a link", -ENODEV, err);
 }
 
 /* ---- addresses ---- */
@@ -276,13 +322,16 @@ static void address_request(struct rtnl_request *q, uint16_t type, unsigned flag
 {
     const struct ifaddrmsg body = {.ifa_family = (uint8_t)a->address.family,
                                    .ifa_prefixlen = a->prefix,
-                                   .ifa_index = (uint32_t)a->index,
-                                   .ifa_flags = a->address.family == AF_INET6 ? IFA_F_NODAD : 0};
+                                   .ifa_index = (uint32_t)a->index};
     size_t len = net_address_len(&a->address);
+    uint32_t ifa_flags = a->address.family == AF_INET6 ? IFA_F_NODAD : 0;
 
     rtnl_request_init(q, type, flags, &body, sizeof(body));
     rtnl_put(q, IFA_LOCAL, a->address.bytes, len);
     rtnl_put(q, IFA_ADDRESS, a->address.bytes, len);
+    if (a->no_subnet_route)
+        ifa_flags |= IFA_F_NOPREFIXROUTE;
+    rtnl_put_u32(q, IFA_FLAGS, ifa_flags);
 }
 
 int link_address_add(struct rtnl *nl, const struct link_address *a, struct err *err)
@@ -290,7 +339,7 @@ int link_address_add(struct rtnl *nl, const struct link_address *a, struct err *
     struct rtnl_request q;
 
     address_request(&q, RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL, a);
-    return call_unless(nl, &q, "adding an address", -EEXIST, err);
+    return rtnl_call_unless(nl, &q, "adding an address", -EEXIST, err);
 }
 
 int link_address_delete(struct rtnl *nl, const struct link_address *a, struct err *err)
@@ -298,7 +347,7 @@ int link_address_delete(struct rtnl *nl, const struct link_address *a, struct er
     struct rtnl_request q;
 
     address_request(&q, RTM_DELADDR, 0, a);
-    return call_unless(nl, &q, "deleting an address", -EADDRNOTAVAIL, err);
+    return rtnl_call_unless(nl, &q, "deleting an address", -EADDRNOTAVAIL, err);
 }
 
 bool link_address_parse(const struct nlmsghdr *h, struct link_address *ret)
@@ -312,6 +361,7 @@ bool link_address_parse(const struct nlmsghdr *h, struct link_address *ret)
         return false;
     *ret = (struct link_address){.index = (int)body->ifa_index,
                                  .prefix = body->ifa_prefixlen,
+                                 .scope = body->ifa_scope,
                                  .address = {.family = body->ifa_family}};
     size_t len = net_address_len(&ret->address);
     while (rtnl_attr_next(&attrs, &a)) {
@@ -335,34 +385,10 @@ int link_address_list(struct rtnl *nl, int index, struct link_address **ret, siz
 {
     const struct ifaddrmsg body = {.ifa_family = AF_UNSPEC, .ifa_index = (uint32_t)index};
     void *list;
-    int r = dump(nl, RTM_GETADDR, &body, sizeof(body), "listing addresses", link_address_parse_any,
-                 sizeof(struct link_address), &list, ret_n, err);
+    int r = rtnl_dump(nl, RTM_GETADDR, &body, sizeof(body), "listing addresses",
+                      link_address_parse_any, sizeof(struct link_address), &list, ret_n, err);
 
     if (r == 0)
         *ret = list;
     return r;
-}
-
-/* ---- routes ---- */
-
-int link_route_add(struct rtnl *nl, const struct link_route *route, struct err *err)
-{
-    const struct net_address *some = route->dst.family ? &route->dst : &route->gw;
-    const struct rtmsg body = {.rtm_family = (uint8_t)some->family,
-                               .rtm_dst_len = route->dst.family ? route->prefix : 0,
-                               .rtm_table = RT_TABLE_MAIN,
-                               .rtm_protocol = RTPROT_STATIC,
-                               .rtm_scope = route->gw.family ? RT_SCOPE_UNIVERSE : RT_SCOPE_LINK,
-                               .rtm_type = RTN_UNICAST};
-    struct rtnl_request q;
-
-    if (!some->family)
-        return err_set(err, -EINVAL, "adding a route: neither destination nor gateway");
-    rtnl_request_init(&q, RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, &body, sizeof(body));
-    if (route->dst.family)
-        rtnl_put(&q, RTA_DST, route->dst.bytes, net_address_len(&route->dst));
-    if (route->gw.family)
-        rtnl_put(&q, RTA_GATEWAY, route->gw.bytes, net_address_len(&route->gw));
-    rtnl_put_u32(&q, RTA_OIF, (uint32_t)route->index);
-    return rtnl_call(nl, &q, "adding a route", err);
 }

@@ -10,7 +10,8 @@
  *
  * An answer ends with NLMSG_ERROR (code 0: acknowledged) or NLMSG_DONE. Dumps come in several
  * datagrams; one that the kernel marks as interrupted (NLM_F_DUMP_INTR) may lack or repeat entries
- * and is reported as -EINTR at its end.
+ * and is reported as -EINTR at its end. rtnl_dump asks again a few times: names and addresses of
+ * other pods come and go all the time.
  *
  * NETLINK_EXT_ACK asks for the kernel's own words, NETLINK_CAP_ACK keeps our request out of the
  * answer, strict checking makes unknown filters errors instead of silently ignored. Kernels that
@@ -28,6 +29,7 @@
 #include "net/netns.h"
 
 #define RECEIVE_TIMEOUT_S 10
+#define DUMP_TRIES 8
 
 /* The kernel's macros are signed and do not survive -Wconversion. */
 #define ATTR_HEADER sizeof(struct nlattr)
@@ -63,6 +65,27 @@ int rtnl_open(struct rtnl **ret, struct err *err)
     nl->fd = TAKE_FD(fd);
     *ret = nl;
     return 0;
+}
+
+int rtnl_open_events(uint32_t groups, int *ret, struct err *err)
+{
+    const struct sockaddr_nl self = {.nl_family = AF_NETLINK, .nl_groups = groups};
+    _cleanup_close_ int fd =
+        socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC | SOCK_NONBLOCK, NETLINK_ROUTE);
+
+    if (fd < 0 || bind(fd, (const struct sockaddr *)&self, sizeof(self)) < 0)
+        return err_errno(err, -errno, "opening a netlink socket for events");
+    *ret = TAKE_FD(fd);
+    return 0;
+}
+
+void rtnl_events_drain(int fd)
+{
+    char unread[16];
+
+    /* ENOBUFS says that events were lost: that is an event too, and the next call goes on. */
+    while (recv(fd, unread, sizeof(unread), MSG_TRUNC) >= 0 || errno == EINTR || errno == ENOBUFS)
+        continue;
 }
 
 static int open_here(void *arg, struct err *err)
@@ -264,6 +287,73 @@ int rtnl_call(struct rtnl *nl, struct rtnl_request *q, const char *what, struct 
     do
         r = rtnl_next(nl, &unused, err);
     while (r > 0);
+    return r;
+}
+
+/* rtnl_call that takes one code of the kernel's for success. */
+int rtnl_call_unless(struct rtnl *nl, struct rtnl_request *q, const char *what, int fine,
+                     struct err *err)
+{
+    struct err e = ERR_INIT;
+    int r = rtnl_call(nl, q, what, &e);
+
+    if (r < 0 && r != fine)
+        return err_set(err, r, "%s", e.text);
+    return 0;
+}
+
+/* ---- dumps ---- */
+
+/* Grows an array by one element of size bytes; NULL beyond RTNL_LIST_MAX. */
+static void *list_grow(void **list, size_t *n, size_t size)
+{
+    if (*n >= RTNL_LIST_MAX)
+        return NULL;
+    if ((*n & (*n - 1)) == 0)
+        *list = xrealloc(*list, (*n ? *n * 2 : 1) * size);
+    return (char *)*list + (*n)++ * size;
+}
+
+static int dump_once(struct rtnl *nl, struct rtnl_request *q, const char *what,
+                     rtnl_parse_fn *parse, size_t size, void **ret, size_t *ret_n, struct err *err)
+{
+    _cleanup_free_ void *list = NULL;
+    _cleanup_free_ void *item = xcalloc(1, size);
+    const struct nlmsghdr *h;
+    size_t n = 0;
+    int r = rtnl_start(nl, q, what, err);
+
+    if (r < 0)
+        return r;
+    while ((r = rtnl_next(nl, &h, err)) > 0) {
+        if (!parse(h, item))
+            continue;
+        void *slot = list_grow(&list, &n, size);
+        if (!slot)
+            return err_set(err, -E2BIG, "%s: over %u entries", what, RTNL_LIST_MAX);
+        memcpy(slot, item, size);
+    }
+    if (r < 0)
+        return r;
+    *ret = TAKE_PTR(list);
+    *ret_n = n;
+    return 0;
+}
+
+int rtnl_dump(struct rtnl *nl, uint16_t type, const void *body, size_t body_len, const char *what,
+              rtnl_parse_fn *parse, size_t size, void **ret, size_t *ret_n, struct err *err)
+{
+    int r = -EINTR;
+
+    for (unsigned i = 0; i < DUMP_TRIES && r == -EINTR; i++) {
+        struct rtnl_request q;
+        struct err e = ERR_INIT;
+
+        rtnl_request_init(&q, type, NLM_F_DUMP, body, body_len);
+        r = dump_once(nl, &q, what, parse, size, ret, ret_n, &e);
+        if (r < 0 && (r != -EINTR || i + 1 == DUMP_TRIES))
+            return err_set(err, r, "%s", e.text);
+    }
     return r;
 }
 

@@ -17,6 +17,7 @@
 #define RTNL_REQUEST_MAX 4096U
 #define RTNL_REPLY_MAX 65536U
 #define RTNL_EXTACK_MAX 256U
+#define RTNL_LIST_MAX 65536U
 
 struct rtnl;
 
@@ -25,6 +26,11 @@ int rtnl_open(struct rtnl **ret, struct err *err);
 int rtnl_open_in(int netns_fd, struct rtnl **ret, struct err *err);
 void rtnl_close(struct rtnl *nl);
 DEFINE_CLEANUP(struct rtnl, rtnl_close)
+
+/* A socket that becomes readable when something of `groups` (RTMGRP_LINK, ...) changes; owned. What
+ * changed is asked for, not read from the event: events get lost. */
+int rtnl_open_events(uint32_t groups, int *ret, struct err *err);
+void rtnl_events_drain(int fd);
 
 /* A request under construction. Pieces that do not fit set `failed`, and rtnl_start refuses it. */
 struct rtnl_request {
@@ -56,6 +62,17 @@ int rtnl_start(struct rtnl *nl, struct rtnl_request *q, const char *what, struct
 int rtnl_next(struct rtnl *nl, const struct nlmsghdr **ret, struct err *err);
 /* rtnl_start with NLM_F_ACK, and all replies skipped. */
 int rtnl_call(struct rtnl *nl, struct rtnl_request *q, const char *what, struct err *err);
+
+/* rtnl_call that takes one code of the kernel's for success. */
+int rtnl_call_unless(struct rtnl *nl, struct rtnl_request *q, const char *what, int fine,
+                     struct err *err);
+
+/* false: not of the wanted kind, or malformed. */
+typedef bool rtnl_parse_fn(const struct nlmsghdr *h, void *ret);
+/* A whole table, as an array of what parse makes of each message (size bytes); owned: free(). Asked
+ * for again when it changed meanwhile. */
+int rtnl_dump(struct rtnl *nl, uint16_t type, const void *body, size_t body_len, const char *what,
+              rtnl_parse_fn *parse, size_t size, void **ret, size_t *ret_n, struct err *err);
 
 /* Walks replies that lie in memory: what rtnl_next does with each datagram, apart for the fuzzer.
  */

@@ -6,7 +6,7 @@
 #include <assert.h>
 #include <errno.h>
 
-#include "net/link.h"
+#include "net/route.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
@@ -24,6 +24,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     while ((r = rtnl_reply_next(&it, &h)) == 1) {
         struct link link;
         struct link_address address;
+        struct link_route route;
+        struct link_neighbour neighbour;
 
         assert(it.pos > last && it.pos <= size);
         last = it.pos;
@@ -31,6 +33,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
             assert(strnlen(link.name, sizeof(link.name)) < sizeof(link.name));
         if (link_address_parse(h, &address))
             assert(net_address_len(&address.address) > 0);
+        if (link_route_parse(h, &route))
+            assert(route.prefix == 0 || net_address_len(&route.dst) > 0);
+        if (link_neighbour_parse(h, &neighbour))
+            assert(net_address_len(&neighbour.address) > 0);
     }
     assert(r <= 0 && r >= -4095);
     assert(strnlen(it.extack, sizeof(it.extack)) < sizeof(it.extack));

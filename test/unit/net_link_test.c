@@ -8,8 +8,8 @@
 #include <sys/stat.h>
 
 #include "base/str.h"
-#include "net/link.h"
 #include "net/netns.h"
+#include "net/route.h"
 #include "stepfault/world.h"
 
 static char ns_path[PATH_MAX];

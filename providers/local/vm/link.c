@@ -11,7 +11,7 @@
 #include <errno.h>
 
 #include "base/str.h"
-#include "net/link.h"
+#include "net/route.h"
 #include "providers/local/config.h"
 #include "providers/local/vm/vm.h"
 
