@@ -346,6 +346,8 @@ static int recover_live(struct sandbox *sb, struct err *err)
     int r = identity_load(sb, err);
     if (r == 0 && !sb->record.enrolled)
         r = secret_load(sb, err);
+    else if (r == 0)
+        unlinkat(sb->dir, SECRET_FILE, 0); /* the predecessor may have died just before */
     if (r == 0)
         r = shimconn_listen(sb, err);
     if (r == 0 && sb->record.state == SANDBOX_RUNNING) {
@@ -366,12 +368,11 @@ static void recover_record(struct sandbox *sb)
         recover_as_deleting(sb, "the node has been booted since it was created");
     } else if (sb->record.state == SANDBOX_DELETING) {
         sandbox_delete_continue(sb);
-    } else if (sb->record.state == SANDBOX_STARTING) {
-        recover_as_deleting(sb,
-                            "StartVM was under way when the daemon ended, and its caller with it");
     } else if (recover_live(sb, &err) < 0) {
         sandbox_note_error(sb, "recover", &err);
         recover_as_deleting(sb, "it cannot be taken over");
+    } else if (sb->record.state == SANDBOX_STARTING) {
+        sandbox_start_resume(sb);
     } else if (sb->record.state == SANDBOX_CREATED) {
         sandbox_arm(sb, sb->adaptor->config->grace_unstarted_ns / 1000000, unstarted);
     }

@@ -78,6 +78,9 @@ void waiters_done(struct waiter **list, const struct err *err);
 void sandbox_start(struct sandbox *sb, int64_t timeout_ns, struct waiter *w);
 /* The waiter's client is gone: w is forgotten; the last one takes the start with it. */
 void sandbox_start_abandon(struct sandbox *sb, struct waiter *w);
+/* After our predecessor's death: goes on with a start that was under way. Its callers come back by
+ * themselves (rpc.c); a start that nobody comes back for is taken back. */
+void sandbox_start_resume(struct sandbox *sb);
 /* The start has failed: says so to all who wait, and begins to delete what was made. */
 void sandbox_start_fail(struct sandbox *sb, const char *step, const struct err *err);
 /* Makes the tunnel of a sandbox whose instance has an address, and dials. */

@@ -12,6 +12,10 @@
  * gets and not its own "deadline exceeded"), never more than -start-timeout: a runtime-rs shim asks
  * for 10^13 ns. -proxy-timeout bounds the part behind the instance's address.
  *
+ * After a restart (sandbox_start_resume) the same steps are taken from where the record says that
+ * they stopped. An instance that may have been made is looked up by tag first; then the same token
+ * is sent again.
+ *
  * Every failure ends in sandbox_start_fail: the text goes to all who wait, and the background
  * deletion takes back what was made. A job in flight is cancelled; deletion begins when it has
  * ended, so create and delete of one sandbox never run at once.
@@ -31,6 +35,7 @@
 
 #define START_MARGIN_MS 2000 /* our answer comes so much before the caller's own deadline */
 #define START_MIN_MS 1000
+#define CALLER_PATIENCE_MS 10000 /* for the caller of a resumed StartVM to be heard of */
 #define REFUSED_PATIENCE_MS 3000 /* for a peer that refuses, before StartVM fails */
 
 /* -- the job: plain values in, plain values out -- */
@@ -39,6 +44,7 @@ struct vm_job {
     struct adaptor *adaptor; /* loop only */
     char token[RECORD_TOKEN_LEN + 1];
     struct provider *provider;
+    bool look_first; /* our predecessor may have made it */
     struct tag tags[INSTANCE_TAGS_MAX];
     char *tag_values[INSTANCE_TAGS_MAX];
     struct instance_spec spec;
@@ -104,7 +110,12 @@ static void create_run(struct job *job, void *arg)
         .spec = j->spec,
     };
     struct instance made = {0};
-    j->result = j->provider->type->create(j->provider, job, &request, &made, &j->err);
+    if (j->look_first)
+        j->result = j->provider->type->find(j->provider, job, j->instance.sandbox, &made, &j->err);
+    if (!j->look_first || j->result == -ENOENT) {
+        err_clear(&j->err);
+        j->result = j->provider->type->create(j->provider, job, &request, &made, &j->err);
+    }
     if (*made.id) {
         memcpy(made.name, j->instance.name, sizeof(made.name));
         memcpy(made.sandbox, j->instance.sandbox, sizeof(made.sandbox));
@@ -223,6 +234,7 @@ static void start_succeeded(struct sandbox *sb)
               sb->record.instance.name, sb->record.instance.addresses[0],
               (long long)(clock_mono_ms() - sb->start_began_ms));
     sandbox_disarm(sb);
+    uv_timer_stop(&sb->watch);
     waiters_done(&sb->starters, NULL);
     sandbox_watch_shim(sb);
 }
@@ -395,6 +407,15 @@ static void start_timed_out(uv_timer_t *timer)
     sandbox_start_fail(sb, "start", &err);
 }
 
+static int dial_begin(struct sandbox *sb, struct err *err)
+{
+    int64_t proxy = clock_mono_ms() + sb->adaptor->config->proxy_timeout_ns / 1000000;
+    sb->step = "waiting for the forwarder in the pod VM";
+    sb->start_deadline_ms = MIN(sb->start_deadline_ms, proxy);
+    arm_deadline(sb);
+    return sandbox_tunnel_open(sb, err);
+}
+
 static void wait_done(void *arg, bool ran)
 {
     struct vm_job *j = arg;
@@ -411,11 +432,7 @@ static void wait_done(void *arg, bool ran)
         sandbox_start_fail(sb, "wait", &j->err);
     } else {
         sb->record.instance = j->instance;
-        sb->step = "waiting for the forwarder in the pod VM";
-        int64_t proxy = clock_mono_ms() + sb->adaptor->config->proxy_timeout_ns / 1000000;
-        sb->start_deadline_ms = MIN(sb->start_deadline_ms, proxy);
-        arm_deadline(sb);
-        if (sandbox_save(sb, &err) < 0 || sandbox_tunnel_open(sb, &err) < 0)
+        if (sandbox_save(sb, &err) < 0 || dial_begin(sb, &err) < 0)
             sandbox_start_fail(sb, "tunnel", &err);
     }
     vm_job_free(j);
@@ -458,12 +475,13 @@ static void create_done(void *arg, bool ran)
     vm_job_free(j);
 }
 
-static int create_begin(struct sandbox *sb, struct err *err)
+static int create_begin(struct sandbox *sb, bool look_first, struct err *err)
 {
     struct vm_job *j = vm_job_new(sb);
+    j->look_first = look_first;
     add_tags(j, sb);
     int r = build_user_data(sb, j, err);
-    if (r == 0) {
+    if (r == 0 && !look_first) {
         sb->record.state = SANDBOX_STARTING;
         sb->record.started_ms = clock_real_ms();
         r = sandbox_save(sb, err);
@@ -508,8 +526,39 @@ void sandbox_start(struct sandbox *sb, int64_t timeout_ns, struct waiter *w)
     sb->step = "creating the instance";
     sb->start_deadline_ms = sb->start_began_ms + start_bound_ms(sb, timeout_ns);
     arm_deadline(sb);
-    if (create_begin(sb, &err) < 0)
+    if (create_begin(sb, false, &err) < 0)
         sandbox_start_fail(sb, "create", &err);
+}
+
+static void nobody_came_back(uv_timer_t *timer)
+{
+    struct sandbox *sb = timer->data;
+    if (sb->record.state == SANDBOX_STARTING && !sb->starters)
+        sandbox_stop(sb, "StartVM was under way when the daemon ended, and its caller is gone");
+}
+
+void sandbox_start_resume(struct sandbox *sb)
+{
+    struct err err = ERR_INIT;
+    int64_t bound = sb->adaptor->config->start_timeout_ns / 1000000;
+    int64_t spent = clock_real_ms() - sb->record.started_ms;
+    int r = 0;
+    if (spent < 0 || spent > bound)
+        spent = 0; /* the clock has jumped */
+    log_entry(LOG_LEVEL_INFO, sb->record.id, "recover", "going on with StartVM");
+    sb->start_began_ms = clock_mono_ms() - spent;
+    sb->start_deadline_ms = sb->start_began_ms + bound;
+    sb->step = "creating the instance";
+    arm_deadline(sb);
+    uv_timer_start(&sb->watch, nobody_came_back, CALLER_PATIENCE_MS, 0);
+    if (!*sb->record.instance.id)
+        r = create_begin(sb, true, &err);
+    else if (!sb->record.instance.n_addresses)
+        wait_begin(sb);
+    else
+        r = dial_begin(sb, &err);
+    if (r < 0)
+        sandbox_start_fail(sb, "recover", &err);
 }
 
 void sandbox_start_abandon(struct sandbox *sb, struct waiter *w)

@@ -142,6 +142,9 @@ class Node:
     def record(self, sandbox=SANDBOX):
         return json.loads((self.pods / sandbox / "sandbox.json").read_text())
 
+    def record_socket(self, sandbox=SANDBOX):
+        return self.pods / sandbox / "agent.ttrpc"
+
     def gone(self, sandbox=SANDBOX):
         return not (self.pods / sandbox).exists() and not self.instances()
 

@@ -315,6 +315,37 @@ def test_a_daemon_that_is_asked_to_end_comes_back_too(node):
     node.wait_gone()
 
 
+@pytest.mark.parametrize("boot", ["6s", "300ms"])
+def test_a_start_goes_on_over_restarts(node_with, boot):
+    """One instance, one answer, on the connection that asked."""
+    node = node_with("-boot-delay", boot)
+    node.create()
+    with Client(node.socket, timeout=60) as client:
+        client.start(HYPERVISOR, "StartVM", message((1, SANDBOX)), timeout_ns=600 * SECOND)
+        for n in range(3):
+            if n:
+                wait_for(node.instances)
+            os.kill(wait_for(node.daemon_pid), signal.SIGKILL)
+            time.sleep(0.3)
+        assert client.answer(1).code == ttrpc.OK
+        assert len(node.instances()) == 1
+        check_agent(node.record_socket())
+    node.stop_vm()
+    node.wait_gone()
+
+
+def test_a_start_whose_caller_dies_with_the_daemon_is_taken_back(node_with):
+    node = node_with("-boot-delay", "60s")
+    node.create()
+    with Client(node.socket) as client:
+        client.start(HYPERVISOR, "StartVM", message((1, SANDBOX)))
+        wait_for(node.instances)
+        os.kill(node.program.pid, signal.SIGSTOP)  # the keeper: no restart yet
+        os.kill(node.daemon_pid(), signal.SIGKILL)
+    os.kill(node.program.pid, signal.SIGCONT)
+    node.wait_gone(seconds=20)
+
+
 def test_a_dead_forwarder_comes_back(node):
     """The keeper in the VM starts it again, the tunnel is dialled again."""
     path = node.run_pod()
