@@ -128,7 +128,7 @@ static void wait_for(struct relay *r[2], const bool full[2])
     poll(fds, 2, 20);
 }
 
-_noreturn_ void worker_run(struct relay *a, struct relay *b, uint64_t seed)
+static void worker_run(struct relay *a, struct relay *b, uint64_t seed)
 {
     struct relay *r[2] = {a, b};
     bool full[2] = {false, false};
@@ -145,7 +145,7 @@ _noreturn_ void worker_run(struct relay *a, struct relay *b, uint64_t seed)
         if (stream_below(&seed, 64) == 0)
             relay_trim(r[stream_below(&seed, 2)]);
         if (relay_out_finished(a) && relay_out_finished(b))
-            _exit(0);
+            return;
         if (!moved)
             wait_for(r, full);
     }
@@ -174,6 +174,7 @@ _noreturn_ void worker_open(int dirfd, const struct relay_fds fds[2], size_t rin
     struct relay *b = open_one(dirfd, "b", &fds[1], ring);
 
     worker_run(a, b, seed);
+    _exit(0);
 }
 
 /* -- under the keeper -- */
@@ -232,6 +233,16 @@ static struct relay *open_kept(int dirfd, int listener, const char *name)
     return open_one(dirfd, name, &fds, RELAY_RING_DEFAULT);
 }
 
+/* The keeper starts us again as long as it holds something. */
+static void remove_kept(struct err *err)
+{
+    static const char *const all[] = {"a.pr", "a.pw", "a.s", "b.pr", "b.pw", "b.s", "listen"};
+
+    for (size_t i = 0; i < ARRAY_SIZE(all); i++)
+        if (fdstore_remove(all[i], err) < 0)
+            die("emptying the store", err->code, err);
+}
+
 int worker_kept(const char *dir)
 {
     struct err err = ERR_INIT;
@@ -253,4 +264,6 @@ int worker_kept(const char *dir)
     if (fs_write_atomic(dirfd, "pid", path, strlen(path), 0600, &err) < 0)
         die("pid", err.code, &err);
     worker_run(a, b, (uint64_t)getpid());
+    remove_kept(&err);
+    _exit(0);
 }

@@ -44,7 +44,8 @@ struct stepfault_control *stepfault_share(const char *path)
     return c;
 }
 
-static void arm(const struct stepfault_case *c, unsigned n)
+/* Before the watcher starts: the last round's `hit` is not this one's. */
+static void aim(unsigned n)
 {
     struct stepfault_control *k = stepfault_control();
 
@@ -53,7 +54,11 @@ static void arm(const struct stepfault_case *c, unsigned n)
     atomic_store(&k->resume, 0);
     atomic_store(&k->target, n);
     k->step[0] = '\0';
-    atomic_store(&k->mode, (unsigned)c->mode);
+}
+
+static void arm(const struct stepfault_case *c)
+{
+    atomic_store(&stepfault_control()->mode, (unsigned)c->mode);
 }
 
 static void disarm(void)
@@ -61,7 +66,7 @@ static void disarm(void)
     atomic_store(&stepfault_control()->mode, STEPFAULT_OFF);
 }
 
-static int run_forked(const struct stepfault_case *c, void *arg, unsigned n)
+static int run_forked(const struct stepfault_case *c, void *arg)
 {
     int status = 0;
     pid_t pid = fork();
@@ -70,7 +75,7 @@ static int run_forked(const struct stepfault_case *c, void *arg, unsigned n)
         return -errno;
     if (pid == 0) {
         struct err err = ERR_INIT;
-        arm(c, n);
+        arm(c);
         int r = c->run(arg, &err);
         disarm();
         _exit(r < 0 ? 1 : 0);
@@ -111,12 +116,13 @@ static int run_once(const struct stepfault_case *c, void *arg, unsigned n, struc
 {
     int r;
 
+    aim(n);
     if (c->fork_run)
-        return run_forked(c, arg, n);
+        return run_forked(c, arg);
     struct watcher w = {.c = c, .arg = arg};
     bool watching =
         c->mode == STEPFAULT_CANCEL && c->cancel && pthread_create(&w.thread, NULL, watch, &w) == 0;
-    arm(c, n);
+    arm(c);
     r = c->run(arg, err);
     disarm();
     atomic_store(&w.stop, true);
