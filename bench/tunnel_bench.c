@@ -300,7 +300,7 @@ static void plain_run(struct tls_ctx *ctx[2], struct tls_identity *id[2], double
     if (connect_pair(pair, &address) < 0)
         exit(1);
     near.fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    connect(near.fd, (struct sockaddr *)&address, sizeof(address));
+    (void)connect(near.fd, (struct sockaddr *)&address, sizeof(address));
     far.fd = accept(pair[0], NULL, NULL);
     setsockopt(near.fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
     setsockopt(far.fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));

@@ -108,7 +108,7 @@ static void *raw_main(void *arg)
     int fd = raw->server ? accept(raw->listener, NULL, NULL) : socket(AF_INET, SOCK_STREAM, 0);
     setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit));
     if (!raw->server)
-        connect(fd, (struct sockaddr *)&raw->w->address, sizeof(raw->w->address));
+        (void)connect(fd, (struct sockaddr *)&raw->w->address, sizeof(raw->w->address));
     SSL_CTX *ctx = raw_ctx(raw, side->id);
     SSL *ssl = SSL_new(ctx);
     SSL_set_fd(ssl, fd);
@@ -165,7 +165,7 @@ static struct raw *raw_new(struct world *w, bool server)
         raw->address =
             (struct sockaddr_in){.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
         raw->listener = socket(AF_INET, SOCK_STREAM, 0);
-        bind(raw->listener, (struct sockaddr *)&raw->address, sizeof(raw->address));
+        (void)bind(raw->listener, (struct sockaddr *)&raw->address, sizeof(raw->address));
         listen(raw->listener, 8);
         getsockname(raw->listener, (struct sockaddr *)&raw->address, &len);
         w->address = raw->address;
@@ -483,7 +483,7 @@ static void test_slow_loris(void **state)
     side_start(&w->forwarder);
     for (size_t i = 0; i < ARRAY_SIZE(fds); i++) {
         fds[i] = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-        connect(fds[i], (struct sockaddr *)&w->address, sizeof(w->address));
+        (void)connect(fds[i], (struct sockaddr *)&w->address, sizeof(w->address));
         (void)!write(fds[i], "\x16\x03\x01", 3);
         run(w, NULL, 2);
     }

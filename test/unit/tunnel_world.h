@@ -310,7 +310,7 @@ static _unused_ int last_fd(const struct world *w)
 static _unused_ void cut_reset(struct world *w)
 {
     struct sockaddr none = {.sa_family = AF_UNSPEC};
-    connect(last_fd(w), &none, sizeof(none));
+    (void)connect(last_fd(w), &none, sizeof(none));
 }
 
 static _unused_ void cut_close(struct world *w)

@@ -22,8 +22,8 @@ static void halve(int fd, off_t size)
 {
     ssize_t n = pread(fd, kept, sizeof(kept), size - (off_t)sizeof(kept));
 
-    if (ftruncate(fd, 0) == 0 && n > 0)
-        n = write(fd, kept, (size_t)n);
+    if (ftruncate(fd, 0) == 0 && n > 0 && write(fd, kept, (size_t)n) < 0)
+        return; /* a full file system: the log begins anew */
 }
 
 _noreturn_ static void copy(int from, int to)
