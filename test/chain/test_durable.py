@@ -64,6 +64,9 @@ def test_a_call_that_waits_is_answered_by_the_successor(server):
         assert echo(waiting, "behind it", stream=3) == "behind it"
         for _ in range(3):
             server.kill()
+        # The successor has looked at both connections, in whatever order.
+        held = message((1, "held"))
+        wait_for(lambda: value_of(other.call(ECHO, "Parked", held)) == "1")
         release = other.call(ECHO, "Release", message((1, "held")))
         assert release.code == ttrpc.OK, release
         while (answer := waiting.answer()).stream != 1:
