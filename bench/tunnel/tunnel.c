@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * usage: bench_tunnel        (root; BENCH_RUNS=7: a median of so many; 1: a trial of some seconds)
+ * For profilers: BENCH_VARIANT=ours, BENCH_PHASE=check_p50_us measures that alone.
  *
  * What a tunnel costs: the same client, the same agent in the same pod VM, and between them
  *
@@ -183,6 +184,14 @@ static int phase_bulk(struct bench *b, enum variant v, int run, enum figure figu
     return r;
 }
 
+/* For a look with a profiler. */
+static bool wanted(enum variant v, enum figure phase)
+{
+    const char *variant = getenv("BENCH_VARIANT"), *figure = getenv("BENCH_PHASE");
+    return (!variant || str_eq(variant, variant_names[v])) &&
+           (!figure || str_eq(figure, figure_names[phase]));
+}
+
 static int measure_run(struct bench *b, int run, struct err *err)
 {
     static const enum figure phases[] = {P50, READ, READ8, COPY};
@@ -191,6 +200,8 @@ static int measure_run(struct bench *b, int run, struct err *err)
     for (size_t p = 0; p < ARRAY_SIZE(phases); p++) {
         for (int i = 0; i < VARIANTS; i++) {
             enum variant v = (enum variant)((i + run) % VARIANTS);
+            if (!wanted(v, phases[p]))
+                continue;
             int r = phases[p] == P50 ? phase_calls(b, v, run, err)
                                      : phase_bulk(b, v, run, phases[p], err);
             if (r < 0)

@@ -74,12 +74,23 @@ static void on_check(uv_check_t *handle)
     run(p, p->read_blocked || p->hung_up);
 }
 
-void pump_kick(struct pump *p)
+static void run_soon(struct pump *p)
 {
-    if (p->stopped || p->broken)
-        return;
     uv_check_start(&p->check, on_check);
     uv_idle_start(&p->idle, on_idle);
+}
+
+/* While the socket takes no more, its poll tells when it does. */
+static bool due(const struct pump *p)
+{
+    return p->read_blocked || p->hung_up || p->write_error ||
+           (!(p->events & UV_WRITABLE) && relay_out_waits(p->relay));
+}
+
+void pump_kick(struct pump *p)
+{
+    if (!p->stopped && !p->broken && due(p))
+        run_soon(p);
 }
 
 static void on_timer(uv_timer_t *timer)
@@ -165,7 +176,7 @@ static void read_some(struct pump *p)
     } else if (n > 0) {
         poll_for(p, p->hung_up ? 0 : p->events | UV_READABLE);
         if (p->hung_up)
-            pump_kick(p); /* nobody else tells that there is more */
+            run_soon(p); /* nobody else tells that there is more */
         p->ops->in_ready(p->owner);
     } else if (n == -EAGAIN && p->write_error) {
         break_off(p, p->write_error);
@@ -222,7 +233,7 @@ int pump_start(uv_loop_t *loop, struct relay *relay, const struct pump_ops *ops,
     p->handles = 4;
     p->poll.data = p->check.data = p->idle.data = p->timer.data = p;
     poll_for(p, UV_READABLE | UV_PRIORITIZED);
-    pump_kick(p); /* a recovered out ring may hold bytes */
+    run_soon(p); /* a recovered out ring may hold bytes */
     *ret = p;
     return 0;
 }

@@ -461,14 +461,9 @@ static size_t in_free(const struct relay *r)
     return r->in.size - (size_t)(r->in_head - r->file->in_tail);
 }
 
-ssize_t relay_in_read(struct relay *r, size_t limit)
+/* One recv, of at most room bytes: as relay_in_read, and *ret_full when there may be more. */
+static ssize_t read_once(struct relay *r, size_t room, bool *ret_full)
 {
-    size_t room = MIN(in_free(r), limit);
-
-    if (r->file->in_eof)
-        return 0;
-    if (room == 0)
-        return limit == 0 ? -EAGAIN : -ENOBUFS;
     if (r->peek_off < RELAY_PEEK_MARK) {
         int ret = rebase(r);
         if (ret < 0)
@@ -488,7 +483,25 @@ ssize_t relay_in_read(struct relay *r, size_t limit)
         store32(&r->file->in_eof, 1);
     r->in_head += (uint64_t)n;
     r->peek_off -= (uint32_t)n;
+    *ret_full = n == len;
     return n;
+}
+
+ssize_t relay_in_read(struct relay *r, size_t limit)
+{
+    size_t room = MIN(in_free(r), limit);
+    bool full = false;
+
+    if (r->file->in_eof)
+        return 0;
+    if (room == 0)
+        return limit == 0 ? -EAGAIN : -ENOBUFS;
+    ssize_t n = read_once(r, room, &full);
+    if (n <= 0 || !full || (size_t)n == room)
+        return n;
+    /* The ring's end, or a block that was not there, has cut it short. */
+    ssize_t more = read_once(r, room - (size_t)n, &full);
+    return more > 0 ? n + more : n;
 }
 
 uint64_t relay_in_head(const struct relay *r)
@@ -600,6 +613,11 @@ void relay_out_fin(struct relay *r)
 {
     if (!r->file->out_fin)
         store32(&r->file->out_fin, 1);
+}
+
+bool relay_out_waits(const struct relay *r)
+{
+    return r->file->out_drained < slot(r)->head || (r->file->out_fin && !r->shut);
 }
 
 bool relay_out_finished(const struct relay *r)

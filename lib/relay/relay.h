@@ -62,7 +62,7 @@ int relay_socket(const struct relay *r); /* borrowed, for polling */
 
 /* -- in: socket to ring -- */
 
-/* One recv. > 0: bytes; 0: the peer will send no more (end of file, sticky);
+/* One recv, a second one where the ring's end cut it short. > 0: bytes; 0: the peer will send no more (end of file, sticky);
  * -EAGAIN: nothing there; -ENOBUFS: ring full (wait for relay_in_ack); -ENOSPC: no blocks (try
  * again later); else the connection is broken. `limit`: at most so many bytes (SIZE_MAX: no). */
 ssize_t relay_in_read(struct relay *r, size_t limit);
@@ -99,6 +99,7 @@ const void *relay_user(const struct relay *r);
 void relay_out_fin(struct relay *r);
 bool relay_out_finished(const struct relay *r); /* fin given, all bytes out, shut down by a flush of
                                                    this process */
+bool relay_out_waits(const struct relay *r);    /* a flush has something to do */
 /*
  * Moves bytes towards the socket until it would block or the ring is empty. 0: nothing left to do;
  * -EAGAIN: wait for POLLOUT; -EPIPE and others: the connection is broken.

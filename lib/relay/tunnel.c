@@ -136,7 +136,8 @@ void tunnel_channel_kick(struct tunnel *t, uint32_t id)
         return;
     ch->tx_ready = true;
     announce_room(t, ch);
-    hub_queue(up);
+    if (ch->ack_now || channel_tx_possible(ch))
+        hub_queue(up);
 }
 
 void tunnel_channel_remove(struct tunnel *t, uint32_t id, const char *reason)

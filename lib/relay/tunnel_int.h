@@ -146,6 +146,7 @@ struct session {
     size_t pend_len;
     uint64_t records;
     bool pong_due, agent_due, shut;
+    bool read_more; /* the socket or OpenSSL may hold bytes for us */
     uint64_t pong;
 
     int64_t last_rx, last_ping, ping_at; /* clock_mono_ms; ping_at 0: none unanswered */
@@ -192,6 +193,7 @@ void hub_bury(struct hub *hub, struct channel *ch);
 /* tunnel_session.c */
 int session_new(struct tunnel *t, int fd, enum session_state state, struct err *err);
 void session_run(struct session *s);
+bool channel_tx_possible(const struct channel *ch); /* bytes or the end, and a window for them */
 void session_tick(struct session *s, int64_t now);
 void session_ack_timer(struct session *s);
 /* Ends it now. why: copied. refused: as ops->refused says. */

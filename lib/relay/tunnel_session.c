@@ -9,10 +9,11 @@
  * KiB per SSL_write: control frames first, then acknowledgements, then one DATA frame of each
  * channel in turn. The bytes are copied once into that record; the copy is cheaper than the record
  * and system call of its own that each header would cost otherwise, and small frames of many
- * channels share one.
+ * channels share one. The records of one run leave in one write (tls.c collects them). A socket is
+ * read when the poll says so, not when something is to be written.
  *
- * Invariants: a record that the socket did not take (`pend`) is offered again unchanged before
- * anything else. tx_next counts a byte when it has been put into a record: the record is sent, or
+ * Invariants: what the socket did not take goes first: collected records, then the one for which
+ * there was no room among them (`pend`), which is offered again unchanged. tx_next counts a byte when it has been put into a record: the record is sent, or
  * the session ends. limit_sent only grows within a session, and a peer that sends beyond it is
  * wrong. While ch->drop is not DROP_NONE, bytes beyond rx_held are expected and discarded.
  *
@@ -242,7 +243,7 @@ static bool ended(const struct session *s)
 
 /* -- acknowledgements of what we sent -- */
 
-static bool tx_possible(const struct channel *ch)
+bool channel_tx_possible(const struct channel *ch)
 {
     uint64_t head = ch->ops->tx_head(ch->ep);
     if (ch->tx_next < MIN(head, ch->peer_limit))
@@ -280,7 +281,8 @@ static void on_ack(struct session *s, struct channel *ch, const struct tunnel_po
         ch->unacked_since = clock_mono_ms();
     if (flags & TUNNEL_FLAG_REWIND)
         rewind_to(ch, MAX(p->ack, tail));
-    hub_queue(s);
+    if (channel_tx_possible(ch))
+        hub_queue(s);
     if (p->ack > tail && ch->ops->tx_acked(ch->ep, p->ack) < 0)
         session_fail(s, -EPROTO, "channel %u: acknowledged offset %llu was refused", ch->id,
                      (unsigned long long)p->ack);
@@ -621,24 +623,27 @@ static void rx_arrived(struct session *s, uint32_t n)
 static void session_read(struct session *s)
 {
     size_t budget = TUNNEL_RUN_BYTES;
+    s->read_more = false;
+    ERR_clear_error();
     while (!ended(s)) {
         uint8_t *p = NULL;
         size_t want = rx_target(s, &p);
         if (want == 0)
             return;
         if (budget == 0) {
-            hub_queue(s); /* OpenSSL may hold bytes that no poll tells of */
+            s->read_more = true; /* OpenSSL may hold bytes that no poll tells of */
+            hub_queue(s);
             return;
         }
-        ERR_clear_error();
         errno = 0;
         int n = SSL_read(s->ssl, p, (int)want), events = 0;
         if (n <= 0) {
             ssl_blocked(s, n, "reading", &events);
             return;
         }
+        if (budget == TUNNEL_RUN_BYTES)
+            s->last_rx = clock_mono_ms();
         budget -= MIN(budget, (size_t)n);
-        s->last_rx = clock_mono_ms();
         s->ping_at = 0;
         rx_arrived(s, (uint32_t)n);
     }
@@ -764,7 +769,7 @@ static void fill_streams(struct session *s, struct record *r)
     struct tunnel *t = s->t;
     for (size_t idle = 0; idle < t->n_channels; t->turn++) {
         struct channel *ch = t->channels[t->turn % t->n_channels];
-        if (ch->tx_ready && !tx_possible(ch))
+        if (ch->tx_ready && !channel_tx_possible(ch))
             ch->tx_ready = false;
         if (!ch->tx_ready) {
             idle++;
@@ -797,7 +802,6 @@ static size_t record_fill(struct session *s, uint8_t *data)
 /* false: the socket is full, or the session has ended. */
 static bool record_write(struct session *s, const uint8_t *data, size_t len)
 {
-    ERR_clear_error();
     errno = 0;
     int n = SSL_write(s->ssl, data, (int)len), events = 0;
     if (n > 0) {
@@ -828,7 +832,16 @@ static void linger_shut(struct session *s)
     shutdown(s->fd, SHUT_WR);
 }
 
-static void session_write(struct session *s)
+/* false: the socket is full, or the session has ended. */
+static bool flush(struct session *s)
+{
+    int r = tls_connection_flush(s->ssl);
+    if (r < 0 && r != -EAGAIN)
+        session_fail(s, r, "writing: %s", strerror(-r));
+    return r == 0;
+}
+
+static void write_records(struct session *s)
 {
     size_t budget = TUNNEL_RUN_BYTES;
     while (!ended(s)) {
@@ -839,9 +852,7 @@ static void session_write(struct session *s)
         uint8_t *scratch = s->t->hub->scratch;
         const uint8_t *data = s->pend ? s->pend : scratch;
         size_t len = s->pend ? s->pend_len : record_fill(s, scratch);
-        if (len == 0)
-            break;
-        if (!record_write(s, data, len))
+        if (len == 0 || !record_write(s, data, len))
             return;
         if (budget < len) {
             hub_queue(s);
@@ -849,7 +860,16 @@ static void session_write(struct session *s)
         }
         budget -= len;
     }
-    if (s->state == SESSION_LINGER)
+}
+
+static void session_write(struct session *s)
+{
+    if (ended(s) || (tls_connection_unsent(s->ssl) && !flush(s)))
+        return;
+    ERR_clear_error();
+    tls_connection_cork(s->ssl);
+    write_records(s);
+    if (!ended(s) && flush(s) && s->state == SESSION_LINGER && !s->pend && s->ctl.len == 0)
         linger_shut(s);
 }
 
@@ -898,9 +918,11 @@ void session_run(struct session *s)
         handshake_run(s);
     if (s->state != SESSION_HELLO && s->state != SESSION_UP && s->state != SESSION_LINGER)
         return;
-    session_read(s);
+    if (s->read_more)
+        session_read(s);
     session_write(s);
-    poll_for(s, UV_READABLE | (s->pend ? UV_WRITABLE : 0));
+    if (!ended(s))
+        poll_for(s, UV_READABLE | (s->pend || tls_connection_unsent(s->ssl) ? UV_WRITABLE : 0));
 }
 
 /* libuv reports an error condition of the socket as a status and stops polling; the socket's own
@@ -908,6 +930,8 @@ void session_run(struct session *s)
 static void on_poll(uv_poll_t *poll, int status, int events _unused_)
 {
     struct session *s = poll->data;
+    s->read_more = true;
+    tls_connection_readable(s->ssl);
     if (s->state == SESSION_CONNECT)
         connect_run(s);
     session_run(s);
@@ -962,6 +986,7 @@ void session_tick(struct session *s, int64_t now)
         if (s->ping_at)
             s->ping_at = now;
     }
+    tls_connection_trim(s->ssl);
     if (s->state == SESSION_UP)
         up_tick(s, now);
     else if (s->state == SESSION_LINGER && now >= s->deadline)

@@ -43,6 +43,19 @@ int tls_connection_new(struct tls_ctx *ctx, const struct tls_identity *self, SSL
 /* Attaches a non-blocking stream socket (borrowed). Unlike SSL_set_fd it writes with MSG_NOSIGNAL:
  * a library must not depend on what its program does about SIGPIPE. */
 int tls_connection_attach(struct tls_ctx *ctx, SSL *ssl, int fd, struct err *err);
+
+/*
+ * For an owner that polls, level-triggered. A read that got less than it had room for has emptied
+ * the socket: no more is asked for until the owner says that the poll has found it readable.
+ */
+void tls_connection_readable(SSL *ssl);
+/* Between cork and flush, records are collected and leave in one write: 64 KiB at a time. flush: 0,
+ * -EAGAIN while the socket takes no more (what is left goes first next time), or its error. */
+void tls_connection_cork(SSL *ssl);
+int tls_connection_flush(SSL *ssl);
+bool tls_connection_unsent(const SSL *ssl);
+/* Gives back the memory that collecting took, if it is empty. */
+void tls_connection_trim(SSL *ssl);
 /* The ALPN protocol that was agreed on is TLS_ALPN_TUNNEL. */
 bool tls_connection_is_tunnel(const SSL *ssl);
 /* After the handshake: the peer's pin. -ENOENT: it sent no certificate. */
