@@ -7,6 +7,7 @@ status 1: something failed, or STRICT=1 and something was skipped.
 """
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -26,19 +27,29 @@ def reason(case):
     return (said or text or ["no reason given"])[0][:100]
 
 
+def parts(case):
+    """What a passed test says it left out: its lines with "skip", without the frameworks' own."""
+    text = (case.findtext("system-out") or "").splitlines()
+    if not any(line.startswith(("[  SKIPPED ]", "SKIPPED [")) for line in text):
+        return []
+    return [line.strip()[:160] for line in text if "skip" in line.lower() and not re.match(
+        r"\[ *SKIPPED *\]|\s*\d+ SKIPPED TEST|[.\d].* in [\d.]+s", line)]
+
+
 def read(path):
-    """(passed, failed names, [(skipped name, reason)], seconds) of one JUnit file."""
-    passed, failed, skipped, seconds = 0, [], [], 0.0
+    """(passed, failed names, [(skipped name, reason)], left out parts, seconds) of one JUnit file."""
+    passed, failed, skipped, left, seconds = 0, [], [], [], 0.0
     for case in ElementTree.parse(path).getroot().iter("testcase"):
         seconds += float(case.get("time") or 0)
         status = case.get("status")
         if status == "run":
             passed += 1
+            left += [(case.get("name"), line) for line in parts(case)]
         elif status in ("notrun", "disabled") or case.find("skipped") is not None:
             skipped.append((case.get("name"), reason(case)))
         else:
             failed.append(case.get("name"))
-    return passed, failed, skipped, seconds
+    return passed, failed, skipped, left, seconds
 
 
 def can(*command):
@@ -69,18 +80,19 @@ def main():
     results = pathlib.Path(sys.argv[1])
     strict = os.environ.get("STRICT") == "1"
     failures = lines(results / "failed")
-    skips = lines(results / "skipped")
+    skips, partly = lines(results / "skipped"), []
     print("== summary")
     for path in sorted(results.glob("*.xml")):
-        passed, failed, skipped, seconds = read(path)
+        passed, failed, skipped, left, seconds = read(path)
         print(f"{path.stem}: {passed} passed, {len(failed)} failed, {len(skipped)} skipped, "
               f"{seconds:.0f} s of tests")
         failures += [f"{path.stem}: {name}" for name in failed]
         skips += [f"{path.stem}: {name}: {why}" for name, why in skipped]
+        partly += [f"{path.stem}: part of {name}: {why}" for name, why in left]
     have = oracles()
     print("oracles here: " + (", ".join(k for k, v in have.items() if v) or "none"))
     print("not here: " + (", ".join(k for k, v in have.items() if not v) or "nothing"))
-    for line in skips:
+    for line in skips + partly:
         print(f"skipped: {line}")
     for line in failures:
         print(f"FAILED: {line}")
