@@ -11,6 +11,8 @@
 
 static const char *tunnel_word(const struct sandbox *sb)
 {
+    if (sb->plain)
+        return sb->tunnel_up ? "plain" : "connecting";
     if (!sb->tunnel)
         return "none";
     if (sb->tunnel_up)

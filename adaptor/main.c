@@ -13,6 +13,7 @@
 #include <curl/curl.h>
 
 #include "adaptor/adaptor.h"
+#include "adaptor/plainmode.h"
 #include "base/log.h"
 #include "base/str.h"
 #include "relay/fdstore.h"
@@ -93,12 +94,10 @@ static int run(const struct adaptor_config *config, struct provider *provider)
     return r < 0 ? EXIT_FAILURE : EXIT_SUCCESS;
 }
 
-static int check_supported(const struct adaptor_config *config, struct err *err)
+static int check_mode(const struct adaptor_config *config, struct err *err)
 {
     if (str_eq(config->forwarder_compat, "upstream"))
-        return err_set(err, -EINVAL,
-                       "-forwarder-compat upstream (the default) is not in this version yet: build "
-                       "pod VM images with our forwarder and give -forwarder-compat native");
+        return plainmode_check(config, err);
     return 0;
 }
 
@@ -156,7 +155,7 @@ static int configure_and_run(const struct provider_type *type, char *const *argv
         if (r == 0)
             r = opt_check_required(sets, &err);
         if (r == 0)
-            r = check_supported(&config, &err);
+            r = check_mode(&config, &err);
         if (r == 0) {
             log_level_parse(config.log_level, &level);
             log_format_parse(config.log_format, &format);

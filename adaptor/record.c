@@ -116,7 +116,9 @@ static int get_tunnel(struct json_object *o, struct record *r, struct err *err)
     int e = get_text(o, "peer_pin", pin, sizeof(pin), false, err);
     if (e == 0)
         e = get_number(o, "next_channel", UINT32_MAX, &next, err);
-    if (e < 0)
+    if (e == 0)
+        e = json_get_bool(o, "plain", &r->plain, err);
+    if (e < 0 && e != -ENOENT)
         return e;
     r->enrolled = *pin;
     r->next_channel = (uint32_t)MAX(next, 1);
@@ -228,6 +230,7 @@ static void put_all(struct record *r)
     json_add_string(o, "instance_id", r->instance.id);
     json_add_string(o, "instance_name", r->instance.name);
     json_add_i64(o, "next_channel", r->next_channel);
+    json_add_bool(o, "plain", r->plain);
     json_add_string(o, "last_error", r->last_error);
 }
 

@@ -44,6 +44,7 @@ struct record {
     struct instance instance;         /* id "": none known */
     uint8_t peer_pin[TLS_PIN_SIZE];
     bool enrolled;
+    bool plain; /* its VM was started in plain mode; absent in a record: not */
     uint32_t next_channel;
     char last_error[ERR_TEXT_MAX];
     struct json_object *raw; /* as read: fields of a newer minor version live here; owned */

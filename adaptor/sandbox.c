@@ -9,6 +9,7 @@
  *   initdata       raw TOML, when the pod brought some
  *   apf.json       what the VM was told, without key and secret: for people
  *   agent.ttrpc    the socket that the shim dials
+ *   server.crt     plain mode: the certificate that was issued to its forwarder
  *   c<N>.relay     one mapped file for each of the shim's connections (shimconn.c)
  * and one struct here. The struct can always be made again from the directory, the descriptor store
  * and the provider: that is what makes a restart harmless.
@@ -28,6 +29,7 @@
 #include <openssl/rand.h>
 #include <sys/stat.h>
 
+#include "adaptor/plainmode.h"
 #include "adaptor/rpc.h"
 #include "base/clock.h"
 #include "base/log.h"
@@ -145,6 +147,7 @@ void sandbox_close_streams(struct sandbox *sb)
     tunnel_free(TAKE_PTR(sb->tunnel));
     sb->tunnel_up = sb->agent_ready = false;
     shimconn_close_all(sb);
+    plainmode_close(sb);
 }
 
 void sandbox_free(struct sandbox *sb)
@@ -156,6 +159,7 @@ void sandbox_free(struct sandbox *sb)
     *at = sb->next;
     a->n_sandboxes--;
     tunnel_free(TAKE_PTR(sb->tunnel));
+    plainmode_close(sb);
     tls_identity_free(TAKE_PTR(sb->identity));
     secret_wipe(sb->secret, sizeof(sb->secret));
     if (sb->dir >= 0)
@@ -268,6 +272,7 @@ static void record_begin(struct sandbox *sb, const struct podspec *spec)
     r->created_ms = clock_real_ms();
     r->spec = spec->spec;
     r->next_channel = 1;
+    r->plain = str_eq(sb->adaptor->config->forwarder_compat, "upstream");
     podspec_instance_name(spec->pod, spec->id, r->instance.name);
     random_hex(r->token, RECORD_TOKEN_LEN);
     random_hex(r->key, RECORD_KEY_LEN);
@@ -352,7 +357,8 @@ static int recover_live(struct sandbox *sb, struct err *err)
         r = shimconn_listen(sb, err);
     if (r == 0 && sb->record.state == SANDBOX_RUNNING) {
         shimconn_recover_all(sb);
-        r = sandbox_tunnel_open(sb, err);
+        sb->tunnel_up = sb->record.plain; /* there is nothing to wait for */
+        r = sb->record.plain ? plainmode_open(sb, err) : sandbox_tunnel_open(sb, err);
         if (r == 0) {
             sandbox_watch_shim(sb);
             sandbox_watch_tunnel(sb);

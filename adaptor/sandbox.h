@@ -13,6 +13,7 @@
 #define SANDBOX_SECRET_SIZE 32
 
 struct shimconn;
+struct plainmode;
 
 /* Somebody who waits for an outcome. Embedded in what the waiter allocates; done is called exactly
  * once (err NULL: success) unless the waiter was taken back. */
@@ -32,7 +33,8 @@ struct sandbox {
     int listen_fd;
     uv_poll_t *listen_poll;
     struct shimconn *conns;
-    struct tunnel *tunnel;
+    struct tunnel *tunnel;   /* native mode */
+    struct plainmode *plain; /* plain mode (record.plain) */
     bool tunnel_up, agent_ready;
     uint64_t bytes_tx, bytes_rx; /* of tunnels that are no more */
     struct job *job;             /* the one in flight: create, wait or delete */
@@ -83,6 +85,9 @@ void sandbox_start_abandon(struct sandbox *sb, struct waiter *w);
 void sandbox_start_resume(struct sandbox *sb);
 /* The start has failed: says so to all who wait, and begins to delete what was made. */
 void sandbox_start_fail(struct sandbox *sb, const char *step, const struct err *err);
+/* Of the forwarder, from the record. */
+int sandbox_address(struct sandbox *sb, struct sockaddr_storage *ret, socklen_t *ret_len,
+                    struct err *err);
 /* Makes the tunnel of a sandbox whose instance has an address, and dials. */
 int sandbox_tunnel_open(struct sandbox *sb, struct err *err);
 

@@ -15,6 +15,10 @@
  * acknowledged, or when the far side says that its end is gone. Then channel, names in the store,
  * descriptors and file go, in this order.
  *
+ * Plain mode: the far side is a connection of its own (lib/relay/plain.h), with the worker's edits
+ * (lib/wire/splice_stream.h) on the way. It cannot be resumed, so neither end outlives this
+ * process: nothing goes into the store, and the shim sees its connection closed when we die.
+ *
  * A connection that has sent a byte is the pod's control connection; one that never does (the Rust
  * runtime's log reader) is carried and means nothing when it ends.
  */
@@ -23,12 +27,14 @@
 #include <fcntl.h>
 #include <sys/socket.h>
 
+#include "adaptor/plainmode.h"
 #include "adaptor/rpc.h"
 #include "adaptor/sandbox.h"
 #include "base/log.h"
 #include "relay/fdstore.h"
 #include "relay/pump.h"
 #include "relay/relay.h"
+#include "wire/splice_stream.h"
 
 #define SHIMCONNS_MAX 16 /* of one sandbox; more wait in the backlog */
 
@@ -38,6 +44,9 @@ struct shimconn {
     uint32_t id;
     struct relay *relay;
     struct pump *pump;
+    struct plain_link *link; /* plain mode: in place of the tunnel */
+    struct splice_stream *edits;
+    uint8_t *rx_at;    /* plain mode: where the last rx_space was */
     bool fin_received; /* the agent's side sends no more */
     bool fin_acked;    /* and knows that the shim does not */
 };
@@ -155,7 +164,9 @@ static void ep_tx_fin_acked(void *ep)
 
 static void ep_gone(void *ep, const char *reason)
 {
-    conn_end(ep, false, reason);
+    struct shimconn *c = ep;
+    c->link = NULL;
+    conn_end(c, false, reason);
 }
 
 static const struct channel_ops channel_callbacks = {
@@ -174,22 +185,151 @@ static const struct channel_ops channel_callbacks = {
     .gone = ep_gone,
 };
 
+/* -- plain mode: the far side is a connection of its own, and the edits are ours -- */
+
+/* The shim's bytes into the edits, as far as they go. */
+static void plain_pull(struct shimconn *c)
+{
+    const uint8_t *p;
+    size_t n, took = 1;
+    uint64_t at;
+    while (took > 0 && (n = relay_in_peek(c->relay, at = relay_in_tail(c->relay), &p)) > 0) {
+        took = splice_stream_put(c->edits, p, n);
+        relay_in_ack(c->relay, at + took);
+    }
+    if (relay_in_eof(c->relay) && relay_in_tail(c->relay) == relay_in_head(c->relay))
+        splice_stream_end(c->edits);
+    pump_kick(c->pump);
+}
+
+/* An answer of ours, when it is its turn, to the shim. */
+static void plain_answer(struct shimconn *c)
+{
+    const uint8_t *p;
+    uint8_t *to;
+    size_t n;
+    ssize_t room;
+    while (splice_stream_limit(c->edits) == 0 && (n = splice_stream_answer(c->edits, &p)) > 0 &&
+           (room = relay_out_space(c->relay, &to)) > 0) {
+        n = MIN(n, (size_t)room);
+        memcpy(to, p, n);
+        relay_out_commit(c->relay, n, NULL, 0);
+        splice_stream_answered(c->edits, n);
+        pump_kick(c->pump);
+    }
+}
+
+static uint64_t plain_tx_head(void *ep)
+{
+    return splice_stream_head(((struct shimconn *)ep)->edits);
+}
+
+static bool plain_tx_fin(void *ep)
+{
+    const struct shimconn *c = ep;
+    return relay_in_eof(c->relay) && relay_in_tail(c->relay) == relay_in_head(c->relay);
+}
+
+static uint64_t plain_tx_tail(void *ep)
+{
+    return splice_stream_tail(((struct shimconn *)ep)->edits);
+}
+
+static size_t plain_tx_peek(void *ep, uint64_t offset, const uint8_t **ret)
+{
+    struct shimconn *c = ep;
+    plain_pull(c);
+    plain_answer(c);
+    return splice_stream_peek(c->edits, offset, ret);
+}
+
+static int plain_tx_acked(void *ep, uint64_t offset)
+{
+    return splice_stream_ack(((struct shimconn *)ep)->edits, offset);
+}
+
+static ssize_t plain_rx_space(void *ep, uint8_t **ret)
+{
+    struct shimconn *c = ep;
+    plain_answer(c);
+    size_t limit = splice_stream_limit(c->edits);
+    ssize_t room = limit > 0 ? relay_out_space(c->relay, ret) : -ENOBUFS;
+    if (room <= 0)
+        return room;
+    c->rx_at = *ret;
+    return (ssize_t)MIN((size_t)room, limit);
+}
+
+static void plain_rx_commit(void *ep, size_t n)
+{
+    struct shimconn *c = ep;
+    splice_stream_pass(c->edits, c->rx_at, n);
+    ep_rx_commit(ep, n);
+}
+
+static const struct channel_ops plain_callbacks = {
+    .tx_head = plain_tx_head,
+    .tx_fin = plain_tx_fin,
+    .tx_tail = plain_tx_tail,
+    .tx_peek = plain_tx_peek,
+    .tx_acked = plain_tx_acked,
+    .rx_held = ep_rx_held,
+    .rx_limit = ep_rx_limit,
+    .rx_space = plain_rx_space,
+    .rx_commit = plain_rx_commit,
+    .rx_fin = ep_rx_fin,
+    .rx_has_fin = ep_rx_has_fin,
+    .tx_fin_acked = ep_tx_fin_acked,
+    .gone = ep_gone,
+};
+
+/* Never called: the endpoint is attached from the beginning. */
+static void link_up(void *owner _unused_)
+{
+}
+
+static void link_ended(void *owner _unused_, const struct err *why _unused_)
+{
+}
+
+static const struct plain_ops link_callbacks = {.up = link_up, .ended = link_ended};
+
+/* Before StartVM has found the forwarder the connection waits (shimconn_attach_all). */
+static int plain_join(struct shimconn *c, struct err *err)
+{
+    const struct splice_rules *rules = NULL;
+    if (!c->sandbox->plain || c->link)
+        return 0;
+    int r = plainmode_connect(c->sandbox, &link_callbacks, c, &rules, &c->link, err);
+    if (r < 0)
+        return r;
+    c->edits = splice_stream_new(rules);
+    plain_attach(c->link, &plain_callbacks, c);
+    return 0;
+}
+
 /* -- the pump's view -- */
+
+static void far_kick(struct shimconn *c)
+{
+    if (c->link)
+        plain_kick(c->link);
+    else if (c->sandbox->tunnel)
+        tunnel_channel_kick(c->sandbox->tunnel, c->id);
+}
 
 static void on_in_ready(void *owner)
 {
     struct shimconn *c = owner;
     if (relay_in_head(c->relay) > 0)
         sandbox_watch_shim(c->sandbox);
-    if (c->sandbox->tunnel)
-        tunnel_channel_kick(c->sandbox->tunnel, c->id);
+    far_kick(c);
 }
 
 static void on_out_room(void *owner)
 {
     struct shimconn *c = owner;
-    if (c->sandbox->tunnel)
-        tunnel_channel_kick(c->sandbox->tunnel, c->id);
+    far_kick(c);
     if (finished_both_ways(c))
         conn_end(c, true, "both directions have ended");
 }
@@ -216,6 +356,8 @@ static void conn_let_go(struct shimconn *c)
     *at = c->next;
     if (c->pump)
         pump_stop(c->pump);
+    plain_close(c->link);
+    splice_stream_free(c->edits);
     relay_close(c->relay);
     free(c);
 }
@@ -249,7 +391,9 @@ static int conn_add(struct sandbox *sb, uint32_t id, struct relay *relay, struct
     c->next = sb->conns;
     sb->conns = c;
     int r = pump_start(sb->adaptor->loop, relay, &pump_callbacks, c, &c->pump, err);
-    if (r == 0 && sb->tunnel && tunnel_channel_add(sb->tunnel, id, &channel_callbacks, c) < 0)
+    if (r == 0 && sb->record.plain && sb->tunnel_up)
+        r = plain_join(c, err);
+    else if (r == 0 && sb->tunnel && tunnel_channel_add(sb->tunnel, id, &channel_callbacks, c) < 0)
         r = err_set(err, -EUSERS, "the tunnel has too many channels");
     if (r < 0)
         conn_release(c);
@@ -259,6 +403,8 @@ static int conn_add(struct sandbox *sb, uint32_t id, struct relay *relay, struct
 static int store_fds(struct sandbox *sb, uint32_t id, const struct relay_fds *fds, struct err *err)
 {
     struct conn_names names = names_of(sb, id);
+    if (sb->record.plain)
+        return 0; /* it ends with us, and at once */
     int r = fdstore_add(names.fd[0], fds->socket, err);
     if (r == 0)
         r = fdstore_add(names.fd[1], fds->pipe_read, err);
@@ -404,7 +550,7 @@ static void conn_recover(struct sandbox *sb, uint32_t id)
         r = conn_add(sb, id, relay, &err);
     }
     if (r < 0)
-        log_entry(LOG_LEVEL_ERROR, sb->record.id, "recover",
+        log_entry(sb->record.plain ? LOG_LEVEL_INFO : LOG_LEVEL_ERROR, sb->record.id, "recover",
                   "connection %u of the shim is lost: %s", id, err_text(&err));
 }
 
@@ -443,7 +589,14 @@ void shimconn_close_all(struct sandbox *sb)
 
 void shimconn_attach_all(struct sandbox *sb)
 {
-    for (struct shimconn *c = sb->conns; c; c = c->next)
+    struct shimconn *next;
+    for (struct shimconn *c = sb->conns; c && sb->record.plain; c = next) {
+        struct err err = ERR_INIT;
+        next = c->next;
+        if (plain_join(c, &err) < 0)
+            conn_end(c, false, err_text(&err));
+    }
+    for (struct shimconn *c = sb->conns; c && sb->tunnel; c = c->next)
         if (tunnel_channel_add(sb->tunnel, c->id, &channel_callbacks, c) < 0)
             log_entry(LOG_LEVEL_ERROR, sb->record.id, "shim", "connection %u has no channel",
                       c->id);

@@ -24,6 +24,7 @@
 #include <netdb.h>
 #include <openssl/evp.h>
 
+#include "adaptor/plainmode.h"
 #include "adaptor/podvminfo.h"
 #include "adaptor/sandbox.h"
 #include "base/clock.h"
@@ -133,20 +134,27 @@ static void wait_run(struct job *job, void *arg)
 
 /* -- user data -- */
 
-static int apf_text(struct sandbox *sb, char **ret, size_t *ret_len, struct err *err)
+static int fill_native_apf(struct sandbox *sb, struct apf *apf, struct err *err)
 {
-    struct apf apf = {.tunnel = APF_TUNNEL_NATIVE, .enrolment_secret_len = SANDBOX_SECRET_SIZE};
     _cleanup_free_ char *key = NULL;
-    int r = tls_identity_pem(sb->identity, &key, &apf.tls_client_ca, err);
+    int r = tls_identity_pem(sb->identity, &key, &apf->tls_client_ca, err);
     if (key)
         secret_wipe(key, strlen(key));
-    if (r < 0)
-        return r;
+    apf->tunnel = APF_TUNNEL_NATIVE;
+    memcpy(apf->sandbox_id, sb->record.id, sizeof(apf->sandbox_id));
+    memcpy(apf->enrolment_secret, sb->secret, SANDBOX_SECRET_SIZE);
+    apf->enrolment_secret_len = SANDBOX_SECRET_SIZE;
+    return r;
+}
+
+static int apf_text(struct sandbox *sb, char **ret, size_t *ret_len, struct err *err)
+{
+    struct apf apf = {0};
+    int r = sb->record.plain ? plainmode_fill_apf(sb, &apf, err) : fill_native_apf(sb, &apf, err);
     apf.pod_name = xstrdup(sb->record.pod);
     apf.pod_namespace = xstrdup(sb->record.namespace);
-    memcpy(apf.sandbox_id, sb->record.id, sizeof(apf.sandbox_id));
-    memcpy(apf.enrolment_secret, sb->secret, SANDBOX_SECRET_SIZE);
-    r = apf_build(&apf, ret, ret_len, err);
+    if (r == 0)
+        r = apf_build(&apf, ret, ret_len, err);
     apf_done(&apf);
     return r;
 }
@@ -277,11 +285,19 @@ static void on_down(void *owner, const struct err *why)
     sandbox_watch_tunnel(sb);
 }
 
+static void last_error(const struct sandbox *sb, struct err *ret)
+{
+    if (sb->tunnel)
+        tunnel_last_error(sb->tunnel, ret);
+    else
+        plainmode_last_error(sb, ret);
+}
+
 static void refused_for_good(uv_timer_t *timer)
 {
     struct sandbox *sb = timer->data;
     struct err err = ERR_INIT;
-    tunnel_last_error(sb->tunnel, &err);
+    last_error(sb, &err);
     err_wrap(&err, err.code ? err.code : -EPROTO,
              "the daemon and what listens on port %u of pod VM %s refuse each other",
              sb->adaptor->forwarder_port, sb->record.instance.name);
@@ -333,8 +349,8 @@ static const struct tunnel_ops tunnel_callbacks = {
     .enrolled = on_enrolled,
 };
 
-static int parse_address(struct sandbox *sb, struct sockaddr_storage *ret, socklen_t *ret_len,
-                         struct err *err)
+int sandbox_address(struct sandbox *sb, struct sockaddr_storage *ret, socklen_t *ret_len,
+                    struct err *err)
 {
     const struct addrinfo hints = {.ai_flags = AI_NUMERICHOST | AI_NUMERICSERV,
                                    .ai_socktype = SOCK_STREAM};
@@ -367,7 +383,7 @@ int sandbox_tunnel_open(struct sandbox *sb, struct err *err)
         memcpy(config.secret, sb->secret, SANDBOX_SECRET_SIZE);
         config.secret_len = SANDBOX_SECRET_SIZE;
     }
-    int r = parse_address(sb, &address, &len, err);
+    int r = sandbox_address(sb, &address, &len, err);
     if (r == 0)
         r = tunnel_new(sb->adaptor->loop, &config, &tunnel_callbacks, sb, &sb->tunnel, err);
     secret_wipe(config.secret, sizeof(config.secret));
@@ -375,6 +391,26 @@ int sandbox_tunnel_open(struct sandbox *sb, struct err *err)
         return r;
     shimconn_attach_all(sb);
     return tunnel_dial(sb->tunnel, (struct sockaddr *)&address, len);
+}
+
+static void plain_up(struct sandbox *sb)
+{
+    sb->agent_ready = true; /* nobody tells: the stock forwarder looks for it on the first call */
+    shimconn_attach_all(sb);
+    on_up(sb, true);
+}
+
+static void plain_refused(struct sandbox *sb, const struct err *why)
+{
+    on_refused(sb, why);
+}
+
+static const struct plainmode_ops plain_callbacks = {.up = plain_up, .refused = plain_refused};
+
+static int plain_begin(struct sandbox *sb, struct err *err)
+{
+    int r = plainmode_open(sb, err);
+    return r < 0 ? r : plainmode_dial(sb, &plain_callbacks, err);
 }
 
 /* -- the course of things -- */
@@ -392,8 +428,8 @@ static void start_timed_out(uv_timer_t *timer)
     struct sandbox *sb = timer->data;
     struct err err = ERR_INIT, last = ERR_INIT;
     long long s = (clock_mono_ms() - sb->start_began_ms) / 1000;
-    if (sb->tunnel && !sb->tunnel_up) {
-        tunnel_last_error(sb->tunnel, &last);
+    if ((sb->tunnel || sb->plain) && !sb->tunnel_up) {
+        last_error(sb, &last);
         err_set(&err, -ETIMEDOUT,
                 "StartVM gave up after %lld s while waiting for the forwarder of pod VM %s at %s "
                 "port %u (last: %s); check that the image runs agent-protocol-forwarder and that "
@@ -432,7 +468,18 @@ static void wait_done(void *arg, bool ran)
         sandbox_start_fail(sb, "wait", &j->err);
     } else {
         sb->record.instance = j->instance;
+<<<<<<< HEAD
         if (sandbox_save(sb, &err) < 0 || dial_begin(sb, &err) < 0)
+=======
+        sb->step = "waiting for the forwarder in the pod VM";
+        int64_t proxy = clock_mono_ms() + sb->adaptor->config->proxy_timeout_ns / 1000000;
+        sb->start_deadline_ms = MIN(sb->start_deadline_ms, proxy);
+        arm_deadline(sb);
+        int r = sandbox_save(sb, &err);
+        if (r == 0)
+            r = sb->record.plain ? plain_begin(sb, &err) : sandbox_tunnel_open(sb, &err);
+        if (r < 0)
+>>>>>>> 6d290a1 (Plain mode at both ends: a stock forwarder with our daemon, a stock adaptor with our forwarder)
             sandbox_start_fail(sb, "tunnel", &err);
     }
     vm_job_free(j);

@@ -10,6 +10,10 @@
  * carried nothing and can be thrown away (the far side hears at the next hello that we do not know
  * it).
  *
+ * In plain mode a channel's far side is a connection of its own instead of the tunnel, which
+ * nothing can resume: such channels have high numbers, and recovery only clears them away. (What
+ * lies in the store of theirs goes with drop_leftovers.)
+ *
  * Names: files N.relay and N.edit in the state directory, descriptors cN.s (socket), cN.r and cN.w
  * (pipe) in the store; N is the channel's number, which is never used again.
  *
@@ -40,6 +44,7 @@
 #include "relay/pump.h"
 
 #define CHANNELS_MAX 1024
+#define PLAIN_IDS 0x80000000U /* from here on: plain mode; the daemon never counts so far */
 #define TICK_MS 1000
 #define LEFTOVER_MS 150000 /* as long as the daemon holds a shim whose tunnel is down */
 
@@ -49,8 +54,9 @@ struct agent_channel {
     struct relay *relay;
     struct edit *edit;
     struct pump *pump;
-    bool starved;    /* the last run met a full file system */
-    bool fin_acked;  /* the far side knows that the agent has finished */
+    struct plain_link *link; /* plain mode: in place of the tunnel */
+    bool starved;            /* the last run met a full file system */
+    bool fin_acked;          /* the far side knows that the agent has finished */
     int64_t dead_at; /* 0: the agent's connection lives; else when it ended (clock_mono_ms) */
     char why[128];   /* why it ended */
     struct agent_channel *next;
@@ -61,6 +67,7 @@ struct channel_set {
     struct agent_channel *first;
     unsigned n;
     struct tunnel *tunnel;
+    uint32_t next_plain;
     uv_timer_t tick;
 };
 
@@ -101,6 +108,7 @@ static void channel_free(struct agent_channel *ch)
 {
     if (ch->pump)
         pump_stop(ch->pump);
+    plain_close(ch->link);
     edit_close(ch->edit);
     relay_close(ch->relay);
     free(ch);
@@ -121,7 +129,7 @@ static void channel_end(struct agent_channel *ch, const char *reason)
 
 static void remove_channel(struct agent_channel *ch, const char *reason)
 {
-    if (ch->set->tunnel)
+    if (!ch->link && ch->set->tunnel)
         tunnel_channel_remove(ch->set->tunnel, ch->id, reason);
     channel_end(ch, reason);
 }
@@ -159,7 +167,9 @@ static bool progress(struct agent_channel *ch)
         return true;
     if (ch->pump)
         pump_kick(ch->pump);
-    if (ch->set->tunnel)
+    if (ch->link)
+        plain_kick(ch->link);
+    else if (ch->set->tunnel)
         tunnel_channel_kick(ch->set->tunnel, ch->id);
     return false;
 }
@@ -246,7 +256,9 @@ static void op_tx_fin_acked(void *ep)
 
 static void op_gone(void *ep, const char *reason)
 {
-    channel_end(ep, reason);
+    struct agent_channel *ch = ep;
+    ch->link = NULL;
+    channel_end(ch, reason);
 }
 
 static const struct channel_ops tunnel_side = {
@@ -365,6 +377,20 @@ int channel_set_open(struct channel_set *set, uint32_t id, const struct channel_
     return 0;
 }
 
+int channel_set_open_plain(struct channel_set *set, struct plain_link *link, struct err *err)
+{
+    const struct channel_ops *ops;
+    void *ep;
+    uint32_t id = PLAIN_IDS + set->next_plain;
+    int r = channel_set_open(set, id, &ops, &ep, err);
+    if (r < 0)
+        return r;
+    set->next_plain = (set->next_plain + 1) % PLAIN_IDS;
+    ((struct agent_channel *)ep)->link = link;
+    plain_attach(link, ops, ep);
+    return 0;
+}
+
 /* -- recovery -- */
 
 static int recover_files(struct agent_channel *ch, struct relay_fds *fds, struct err *err)
@@ -389,6 +415,10 @@ static int recover_one(struct channel_set *set, uint32_t id, struct err *err)
     struct err why = ERR_INIT;
     struct relay_fds fds;
     struct agent_channel *ch = channel_add(set, id);
+    if (id >= PLAIN_IDS) { /* its other half ended with our predecessor */
+        channel_end(ch, "plain mode ends with its process");
+        return 0;
+    }
     int r = recover_files(ch, &fds, &why);
     closep(&fds.socket);
     closep(&fds.pipe_read);

@@ -7,6 +7,7 @@
 
 #include <uv.h>
 
+#include "relay/plain.h"
 #include "relay/tunnel.h"
 #include "wire/splice.h"
 
@@ -32,6 +33,9 @@ void channel_set_free(struct channel_set *set);
 int channel_set_recover(struct channel_set *set, struct err *err);
 /* From now on channels report to it; recovered ones are added. */
 int channel_set_attach(struct channel_set *set, struct tunnel *tunnel, struct err *err);
+/* A stock adaptor's connection that is up: gets a connection to the agent of its own. On success the
+ * link is the channel's. */
+int channel_set_open_plain(struct channel_set *set, struct plain_link *link, struct err *err);
 /* tunnel_ops.open */
 int channel_set_open(struct channel_set *set, uint32_t id, const struct channel_ops **ret_ops,
                      void **ret_ep, struct err *err);

@@ -417,10 +417,8 @@ static int step_pass(struct edit *e)
 /* The whole frame is in area A and must not go on: our answer on its stream. */
 static void refuse(struct edit *e, const struct err *why)
 {
-    struct ttrpc_header h;
     struct buf frame = BUF_INIT(ANSWER_MAX);
-    ttrpc_header_decode(e->a.base, &h);
-    ttrpc_add_error(&frame, h.stream, ttrpc_code_from_errno(why->code), err_text(why));
+    splice_answer(e->a.base, why, &frame);
     memcpy((uint8_t *)e->file + ANSWER_OFFSET, frame.data, frame.len);
     e->s.answer_len = (uint32_t)frame.len;
     buf_done(&frame);
@@ -513,32 +511,12 @@ static int step(struct edit *e)
 
 /* -- the agent's side -- */
 
-/* Takes up to n bytes at p; returns how many. */
-static size_t walk_bytes(struct state *s, const uint8_t *p, size_t n)
-{
-    struct ttrpc_header h;
-    if (s->in_left > 0) {
-        n = (size_t)MIN(s->in_left, n);
-        s->in_left -= n;
-        return n;
-    }
-    n = MIN(n, (size_t)TTRPC_HEADER_SIZE - s->in_have);
-    memcpy(s->in_header + s->in_have, p, n);
-    s->in_have += (uint32_t)n;
-    if (s->in_have == TTRPC_HEADER_SIZE) {
-        ttrpc_header_decode(s->in_header, &h);
-        s->in_left = h.length;
-        s->in_have = 0;
-    }
-    return n;
-}
-
 static void walk(struct edit *e)
 {
     const uint8_t *p;
     size_t n;
     while ((n = relay_in_peek(e->relay, e->s.in_seen, &p)) > 0) {
-        e->s.in_seen += walk_bytes(&e->s, p, n);
+        e->s.in_seen += ttrpc_walk(&e->s.in_left, &e->s.in_have, e->s.in_header, p, n);
         e->walked = true;
     }
 }

@@ -11,9 +11,12 @@
  * The listening socket is bound once in the life of the VM; a successor inherits it, so a daemon
  * that dials while we are away waits in its backlog. The agent's socket likewise (agent.c).
  *
- * Native mode only: apf.json must name the sandbox, the daemon's certificate and the enrolment
+ * Native mode: apf.json must name the sandbox, the daemon's certificate and the enrolment
  * secret. The secret is given to the tunnel until it was retired; which one that was is remembered
  * by its digest. A daemon of a lower generation than the highest seen is refused by the tunnel.
+ *
+ * Plain mode, for a stock adaptor, when there is a certificate for it (plainmode.c). Where both are
+ * possible the first bytes of a connection decide (greet.c).
  */
 #include "forwarder/forwarder.h"
 
@@ -26,7 +29,9 @@
 #include "base/str.h"
 #include "forwarder/agent.h"
 #include "forwarder/channel.h"
+#include "forwarder/greet.h"
 #include "forwarder/mounts.h"
+#include "forwarder/plainmode.h"
 #include "forwarder/state.h"
 #include "guest/apf.h"
 #include "relay/fdstore.h"
@@ -36,6 +41,8 @@
 #define BACKLOG 128
 #define HOST_MAX 256
 #define ACCEPTS_AT_ONCE 16
+#define GREETING_MS 10000
+#define SILENT_GREETING_MS 3600000 /* without TLS an adaptor says nothing until its first call */
 
 struct forwarder {
     uv_loop_t *loop;
@@ -46,7 +53,9 @@ struct forwarder {
     struct tls_ctx *ctx;
     struct splice_rules rules;
     struct channel_set *channels;
-    struct tunnel *tunnel;
+    struct tunnel *tunnel;   /* native mode */
+    struct plainmode *plain; /* plain mode */
+    struct greeter *greeter; /* both: tells them apart */
     struct agent *agent;
     int listener;
     uv_poll_t poll;
@@ -55,13 +64,15 @@ struct forwarder {
 
 /* -- configuration -- */
 
-static int check_native(const struct forwarder_options *o, const struct apf *apf, struct err *err)
+static int check_mode(const struct forwarder_options *o, const struct apf *apf, struct err *err)
 {
+    if (apf->tunnel != APF_TUNNEL_NATIVE && plainmode_wanted(o, apf))
+        return 0;
     if (apf->tunnel != APF_TUNNEL_NATIVE)
         return err_set(err, -ENOTSUP,
-                       "%s has no keys of the native tunnel (tunnel, sandbox-id, "
-                       "enrolment-secret): it was written by a daemon in upstream mode, which "
-                       "this version does not serve yet; give the daemon -forwarder-compat native",
+                       "%s has neither the keys of the native tunnel (tunnel, sandbox-id, "
+                       "enrolment-secret) nor those of plain mode (tls-server-cert, "
+                       "tls-server-key), and no certificate was given (-cert-file, -cert-key)",
                        o->config);
     if (str_empty(apf->tls_client_ca))
         return err_set(err, -EINVAL,
@@ -83,7 +94,7 @@ static int read_apf(struct forwarder *f, struct err *err)
     free(text);
     if (r < 0)
         return err_wrap(err, r, "%s", path);
-    r = check_native(f->options, &f->apf, err);
+    r = check_mode(f->options, &f->apf, err);
     if (r == 0 && access(f->options->pod_namespace, F_OK) < 0)
         log_warn("the pod's network namespace %s (-pod-namespace) is not there yet: containers "
                  "cannot start without it",
@@ -195,10 +206,24 @@ static int connect_agent(void *owner, int *ret, struct err *err)
 static void on_agent_ready(void *owner, bool ready)
 {
     struct forwarder *f = owner;
-    tunnel_set_agent_ready(f->tunnel, ready);
+    if (f->tunnel)
+        tunnel_set_agent_ready(f->tunnel, ready);
+    if (f->plain)
+        plainmode_agent_ready(f->plain, ready);
 }
 
 /* -- the listener -- */
+
+/* Takes fd. */
+static void serve(void *owner, int fd, bool native)
+{
+    struct forwarder *f = owner;
+    struct err err = ERR_INIT;
+    if (!native)
+        plainmode_accept(f->plain, fd);
+    else if (tunnel_accept(f->tunnel, fd, &err) < 0)
+        log_warn("accepting a connection: %s", err_text(&err));
+}
 
 static void on_connection(uv_poll_t *poll, int status, int events)
 {
@@ -206,12 +231,13 @@ static void on_connection(uv_poll_t *poll, int status, int events)
     (void)status;
     (void)events;
     for (int i = 0; i < ACCEPTS_AT_ONCE; i++) {
-        struct err err = ERR_INIT;
         int fd = accept4(f->listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
         if (fd < 0)
             return; /* nothing there, or gone already; out of descriptors: the next event */
-        if (tunnel_accept(f->tunnel, fd, &err) < 0)
-            log_warn("accepting a connection: %s", err_text(&err));
+        if (f->greeter)
+            greeter_add(f->greeter, fd, f->options->disable_tls ? SILENT_GREETING_MS : GREETING_MS);
+        else
+            serve(f, fd, f->tunnel != NULL);
     }
 }
 
@@ -307,15 +333,28 @@ static int take_up_state(struct forwarder *f, struct err *err)
     return r < 0 ? r : 0;
 }
 
+static int start_modes(struct forwarder *f, struct err *err)
+{
+    int r = 0;
+    if (f->apf.tunnel == APF_TUNNEL_NATIVE) {
+        r = make_tunnel(f, err);
+        if (r == 0)
+            r = channel_set_attach(f->channels, f->tunnel, err);
+    }
+    if (r == 0 && plainmode_wanted(f->options, &f->apf))
+        r = plainmode_new(f->loop, f->options, &f->apf, f->channels, &f->plain, err);
+    if (r == 0 && f->tunnel && f->plain)
+        f->greeter = greeter_new(f->loop, serve, f);
+    return r;
+}
+
 static int start(struct forwarder *f, struct err *err)
 {
     int r = read_apf(f, err);
     if (r == 0)
         r = take_up_state(f, err);
     if (r == 0)
-        r = make_tunnel(f, err);
-    if (r == 0)
-        r = channel_set_attach(f->channels, f->tunnel, err);
+        r = start_modes(f, err);
     if (r == 0)
         r = start_listener(f, err);
     if (r == 0)
@@ -340,7 +379,10 @@ int forwarder_new(uv_loop_t *loop, const struct forwarder_options *options, stru
         forwarder_free(f);
         return r;
     }
-    log_info("sandbox %s: listening on %s", f->apf.sandbox_id, options->listen);
+    log_info("sandbox %s: listening on %s%s", f->apf.sandbox_id, options->listen,
+             !f->plain   ? ""
+             : f->tunnel ? ", for stock adaptors as well"
+                         : ", for a stock adaptor");
     *ret = f;
     return 0;
 }
@@ -366,6 +408,8 @@ void forwarder_free(struct forwarder *f)
     if (!f)
         return;
     agent_stop(f->agent);
+    greeter_free(f->greeter);
+    plainmode_free(f->plain);
     channel_set_free(f->channels);
     tunnel_free(f->tunnel);
     if (f->polling) {

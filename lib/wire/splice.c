@@ -7,6 +7,10 @@
  *     CreateContainer   ttrpc Request.payload(3) . OCI(6) . Linux(8) . Namespaces(6) += network
  *     CreateSandbox     ttrpc Request.payload(3) . dns(2) is dropped, every one of them
  *
+ * These are the pod VM's. The worker has one of its own, when what runs in the VM expects it:
+ *
+ *     CreateContainer   ttrpc Request.payload(3) . OCI(6) . Annotations(7) += what the owner wants
+ *
  * Field numbers: kata-containers at 7c6ba40c54, src/libs/protocols/protos/{agent,oci}.proto, the
  * same since 2.0, and the recording of a real node.
  *
@@ -50,8 +54,9 @@ enum {
 
 enum { REQUEST_SERVICE = 1, REQUEST_METHOD = 2, REQUEST_PAYLOAD = 3 };
 enum { CREATE_CONTAINER_OCI = 6, CREATE_SANDBOX_DNS = 2 };
-enum { SPEC_MOUNTS = 5, SPEC_LINUX = 8, LINUX_NAMESPACES = 6 };
+enum { SPEC_MOUNTS = 5, SPEC_ANNOTATIONS = 7, SPEC_LINUX = 8, LINUX_NAMESPACES = 6 };
 enum { MOUNT_DESTINATION = 1, MOUNT_SOURCE = 2, MOUNT_TYPE = 3 };
+enum { ENTRY_KEY = 1, ENTRY_VALUE = 2 };
 enum { NAMESPACE_TYPE = 1, NAMESPACE_PATH = 2 };
 
 static const char agent_service[] = "grpc.AgentService";
@@ -309,12 +314,13 @@ struct path { /* the way down to Linux.Namespaces */
     const uint8_t *insert_at;
 };
 
-static int path_find(struct span body, struct path *ret)
+/* depth: LEVELS, or 2: no farther than OCI. */
+static int path_find(struct span body, unsigned depth, struct path *ret)
 {
     static const uint32_t numbers[LEVELS] = {REQUEST_PAYLOAD, CREATE_CONTAINER_OCI, SPEC_LINUX};
     struct span message = body;
     *ret = (struct path){0};
-    for (; ret->found < LEVELS; ret->found++) {
+    for (; ret->found < depth; ret->found++) {
         struct field *f = &ret->level[ret->found];
         int r = field_last(message, numbers[ret->found], f);
         if (r < 0)
@@ -362,17 +368,18 @@ static size_t path_lengths(const struct path *path, size_t insert, size_t ret[LE
     return growth;
 }
 
-static int namespace_write(struct span frame, const struct path *path, const struct buf *insert,
-                           struct buf *out, struct err *err)
+/* what: for the person who reads that there is no room. */
+static int insert_write(struct span frame, const struct path *path, const struct buf *insert,
+                        const char *what, struct buf *out, struct err *err)
 {
     size_t lengths[LEVELS];
     size_t body = frame.len - TTRPC_HEADER_SIZE;
     size_t grown = body + path_lengths(path, insert->len, lengths);
     if (grown > TTRPC_BODY_MAX)
         return err_set(err, -EMSGSIZE,
-                       "CreateContainer request of %zu bytes would have %zu with the pod's network "
-                       "namespace in its spec, the limit is %u: make the pod's spec smaller",
-                       body, grown, TTRPC_BODY_MAX);
+                       "CreateContainer request of %zu bytes would have %zu with %s in its spec, "
+                       "the limit is %u: make the pod's spec smaller",
+                       body, grown, what, TTRPC_BODY_MAX);
     int r = frame_begin(frame, grown, out, err);
     if (r < 0)
         return r;
@@ -427,28 +434,132 @@ static int mounts_walk(struct span spec, const struct splice_rules *rules)
     return r;
 }
 
+struct splice_spec {
+    struct span message;
+    struct buf insert; /* entries of Annotations, each with its tag */
+};
+
+/* One entry of the map: -EBADMSG when it is none. */
+static int entry_get(struct span entry, struct span *key, struct span *value)
+{
+    struct field f;
+    const uint8_t *at = entry.data;
+    int r;
+    *key = *value = (struct span){0};
+    while ((r = field_next(entry, &at, &f)) > 0) {
+        if (f.type == WIRE_LEN && f.number == ENTRY_KEY)
+            *key = f.value;
+        else if (f.type == WIRE_LEN && f.number == ENTRY_VALUE)
+            *value = f.value;
+    }
+    return r;
+}
+
+bool splice_spec_annotation(const struct splice_spec *spec, const char *key, const char **ret,
+                            size_t *ret_len)
+{
+    struct field f;
+    struct span name, value;
+    const uint8_t *at = spec->message.data;
+    bool found = false;
+    while (field_next(spec->message, &at, &f) > 0) {
+        if (f.number == SPEC_ANNOTATIONS && f.type == WIRE_LEN &&
+            entry_get(f.value, &name, &value) == 0 && span_eq(name, key)) {
+            *ret = value.len ? (const char *)value.data : "";
+            *ret_len = value.len;
+            found = true;
+        }
+    }
+    return found;
+}
+
+bool splice_spec_mount(const struct splice_spec *spec, const void **at, struct splice_mount *ret)
+{
+    struct field f, part;
+    const uint8_t *p = *at ? *at : spec->message.data;
+    *ret = (struct splice_mount){.type = "", .source = "", .destination = ""};
+    while (field_next(spec->message, &p, &f) > 0) {
+        if (f.number != SPEC_MOUNTS || f.type != WIRE_LEN)
+            continue;
+        const uint8_t *in = f.value.data;
+        while (field_next(f.value, &in, &part) > 0)
+            mount_set(ret, &part);
+        *at = p;
+        return true;
+    }
+    return false;
+}
+
+void splice_spec_annotate(struct splice_spec *spec, const char *key, const char *value)
+{
+    struct buf entry = BUF_INIT(TTRPC_BODY_MAX);
+    add_field(&entry, ENTRY_KEY, key, strlen(key));
+    add_field(&entry, ENTRY_VALUE, value, strlen(value));
+    if (entry.failed)
+        spec->insert.failed = true;
+    else
+        add_field(&spec->insert, SPEC_ANNOTATIONS, entry.data, entry.len);
+    buf_done(&entry);
+}
+
+static int annotate_container(struct span frame, const struct path *path,
+                              const struct splice_rules *rules, struct buf *out, struct err *err)
+{
+    struct splice_spec spec = {.insert = BUF_INIT(TTRPC_BODY_MAX)};
+    if (path->found < 2)
+        return frame_copy(frame, out, err);
+    spec.message = path->level[1].value;
+    rules->annotate(rules->arg, &spec);
+    int r;
+    if (spec.insert.failed)
+        r = err_set(err, -EMSGSIZE,
+                    "CreateContainer request: its volumes' annotations are too "
+                    "long");
+    else if (spec.insert.len == 0)
+        r = frame_copy(frame, out, err);
+    else
+        r = insert_write(frame, path, &spec.insert, "its volumes' annotations", out, err);
+    buf_done(&spec.insert);
+    return r;
+}
+
+static int add_namespace(struct span frame, const struct path *path, const char *netns,
+                         struct buf *out, struct err *err)
+{
+    struct buf insert = {0};
+    int r = build_insert(path, netns, &insert);
+    r = r < 0 ? err_set(err, r, "path of the network namespace is too long")
+              : insert_write(frame, path, &insert, "the pod's network namespace", out, err);
+    buf_done(&insert);
+    return r;
+}
+
 static int edit_container(struct span frame, struct span body, const struct splice_rules *rules,
                           struct buf *out, struct err *err)
 {
     struct path path;
-    struct buf insert = {0};
-    int r = path_find(body, &path);
+    int r = path_find(body, rules->annotate ? 2 : LEVELS, &path);
     if (r == 0 && path.found > 1)
         r = mounts_walk(path.level[1].value, NULL);
     if (r < 0)
         return err_set(err, r, "CreateContainer request of %zu bytes is not a protobuf message",
                        body.len);
-    if (rules->netns_path) {
-        r = build_insert(&path, rules->netns_path, &insert);
-        r = r < 0 ? err_set(err, r, "path of the network namespace is too long")
-                  : namespace_write(frame, &path, &insert, out, err);
-        buf_done(&insert);
-    } else {
+    if (rules->annotate)
+        r = annotate_container(frame, &path, rules, out, err);
+    else if (rules->netns_path)
+        r = add_namespace(frame, &path, rules->netns_path, out, err);
+    else
         r = frame_copy(frame, out, err);
-    }
     if (r == 0 && rules->mount && path.found > 1)
         mounts_walk(path.level[1].value, rules);
     return r;
+}
+
+void splice_answer(const uint8_t *frame, const struct err *why, struct buf *out)
+{
+    struct ttrpc_header h;
+    ttrpc_header_decode(frame, &h);
+    ttrpc_add_error(out, h.stream, ttrpc_code_from_errno(why->code), err_text(why));
 }
 
 /* How many bytes of the payload are its dns fields. */

@@ -31,6 +31,16 @@ struct splice_mount { /* a mount of the spec as the guest sees it; borrowed, not
     size_t type_len, source_len, destination_len;
 };
 
+/* The spec of a CreateContainer, for who adds annotations to it. Valid during the call. */
+struct splice_spec;
+/* The value of an annotation, as its receiver sees it; false: there is none. Borrowed. */
+bool splice_spec_annotation(const struct splice_spec *spec, const char *key, const char **ret,
+                            size_t *ret_len);
+/* Iterates over the mounts in their order; *at is NULL before the first. false: no more. */
+bool splice_spec_mount(const struct splice_spec *spec, const void **at, struct splice_mount *ret);
+/* Adds an annotation; it takes the place of one of the same name. */
+void splice_spec_annotate(struct splice_spec *spec, const char *key, const char *value);
+
 struct splice_rules {
     /* CreateContainer: appended as LinuxNamespace{network, path}; NULL: not. */
     const char *netns_path;
@@ -39,6 +49,9 @@ struct splice_rules {
     /* Called for each mount of a CreateContainer that is otherwise sound, in the spec's order, when
      * the whole frame has been checked (missing bind sources). May be NULL. */
     void (*mount)(void *arg, const struct splice_mount *mount);
+    /* Called for each sound CreateContainer that has a spec; may add annotations. May be NULL, and
+     * is in place of netns_path (one is the worker's edit, the other the pod VM's). */
+    void (*annotate)(void *arg, struct splice_spec *spec);
     void *arg;
 };
 
@@ -51,3 +64,5 @@ struct splice_rules {
  */
 int splice_frame(const uint8_t *frame, size_t len, const struct splice_rules *rules,
                  struct buf *out, struct err *err);
+/* Our own answer to a held frame that must not go on: an error response on its stream. */
+void splice_answer(const uint8_t *frame, const struct err *why, struct buf *out);

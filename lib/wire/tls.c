@@ -27,6 +27,7 @@
 #include <openssl/pem.h>
 #include <openssl/rand.h>
 #include <openssl/x509.h>
+#include <openssl/x509v3.h>
 #include <sys/socket.h>
 
 #include "base/str.h"
@@ -115,16 +116,52 @@ static bool cert_fill(X509 *cert, EVP_PKEY *key, const char *common_name)
            X509_sign(cert, key, EVP_sha256()) > 0;
 }
 
-int tls_identity_new(const char *common_name, struct tls_identity **ret, struct err *err)
+/* What a verifier asks of a server: the name as SAN, and the usage (Go looks at nothing else). */
+static bool cert_add_server(X509 *cert, const char *server_name)
+{
+    _cleanup_free_ char *san = str_asprintf("DNS:%s", server_name);
+    const struct {
+        int nid;
+        const char *value;
+    } extensions[] = {{NID_basic_constraints, "critical,CA:FALSE"},
+                      {NID_key_usage, "critical,digitalSignature"},
+                      {NID_ext_key_usage, "serverAuth"},
+                      {NID_subject_alt_name, san}};
+    for (size_t i = 0; i < ARRAY_SIZE(extensions); i++) {
+        X509_EXTENSION *e = X509V3_EXT_conf_nid(NULL, NULL, extensions[i].nid, extensions[i].value);
+        bool ok = e && X509_add_ext(cert, e, -1) == 1;
+        X509_EXTENSION_free(e);
+        if (!ok)
+            return false;
+    }
+    return true;
+}
+
+static int identity_make(const char *common_name, bool server, struct tls_identity **ret,
+                         struct err *err)
 {
     if (str_empty(common_name) || strlen(common_name) > COMMON_NAME_MAX)
         return err_set(err, -EINVAL, "a certificate's name has 1 to %d bytes, not %zu",
                        COMMON_NAME_MAX, common_name ? strlen(common_name) : 0);
     _cleanup_(EVP_PKEY_freep) EVP_PKEY *key = EVP_EC_gen("P-256");
     _cleanup_(X509_freep) X509 *cert = X509_new();
-    if (!key || !cert || !cert_fill(cert, key, common_name))
+    if (!key || !cert || (server && !cert_add_server(cert, common_name)) ||
+        !cert_fill(cert, key, common_name))
         return tls_err(err, -EIO, "making a key and certificate");
     return identity_wrap(&key, &cert, ret, err);
+}
+
+int tls_identity_new(const char *common_name, struct tls_identity **ret, struct err *err)
+{
+    return identity_make(common_name, false, ret, err);
+}
+
+int tls_identity_new_server(const char *server_name, struct tls_identity **ret, struct err *err)
+{
+    for (const char *c = server_name; c && *c; c++)
+        if (!strchr("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-.", *c))
+            return err_set(err, -EINVAL, "'%s' is no DNS name", server_name);
+    return identity_make(server_name, true, ret, err);
 }
 
 /* Never asks a terminal for a passphrase. */
@@ -382,18 +419,28 @@ static BIO_METHOD *sock_method(void)
     return m;
 }
 
-int tls_ctx_new(bool server, struct tls_ctx **ret, struct err *err)
+int tls_ctx_wrap(SSL_CTX *ssl, bool server, struct tls_ctx **ret, struct err *err)
 {
     struct tls_ctx *ctx = xcalloc(1, sizeof(*ctx));
     ctx->server = server;
-    ctx->ssl = SSL_CTX_new(server ? TLS_server_method() : TLS_client_method());
+    ctx->ssl = ssl;
     ctx->bio = sock_method();
-    if (!ctx->ssl || !ctx->bio || !ctx_configure(ctx->ssl, server)) {
+    if (!ctx->bio) {
         tls_ctx_free(ctx);
         return tls_err(err, -EIO, "making a TLS context");
     }
     *ret = ctx;
     return 0;
+}
+
+int tls_ctx_new(bool server, struct tls_ctx **ret, struct err *err)
+{
+    SSL_CTX *ssl = SSL_CTX_new(server ? TLS_server_method() : TLS_client_method());
+    if (!ssl || !ctx_configure(ssl, server)) {
+        SSL_CTX_free(ssl);
+        return tls_err(err, -EIO, "making a TLS context");
+    }
+    return tls_ctx_wrap(ssl, server, ret, err);
 }
 
 void tls_ctx_free(struct tls_ctx *ctx)
@@ -411,8 +458,8 @@ int tls_connection_new(struct tls_ctx *ctx, const struct tls_identity *self, SSL
                        struct err *err)
 {
     _cleanup_(SSL_freep) SSL *ssl = SSL_new(ctx->ssl);
-    if (!ssl || SSL_use_certificate(ssl, self->cert) != 1 ||
-        SSL_use_PrivateKey(ssl, self->key) != 1)
+    if (!ssl || (self && (SSL_use_certificate(ssl, self->cert) != 1 ||
+                          SSL_use_PrivateKey(ssl, self->key) != 1)))
         return tls_err(err, -EIO, "making a TLS connection");
     if (ctx->server)
         SSL_set_accept_state(ssl);

@@ -25,6 +25,8 @@ int tls_identity_parse(const char *key_pem, const char *cert_pem, struct tls_ide
                        struct err *err);
 void tls_identity_free(struct tls_identity *id);
 DEFINE_CLEANUP(struct tls_identity, tls_identity_free)
+/* The same for a server of plain mode: server_name is its one DNS name (SAN) as well. */
+int tls_identity_new_server(const char *server_name, struct tls_identity **ret, struct err *err);
 /* PEM texts, owned; free the key with secret care (str.h: secret_wipe). */
 int tls_identity_pem(const struct tls_identity *id, char **ret_key, char **ret_cert,
                      struct err *err);
@@ -37,7 +39,10 @@ int tls_pin_of_pem(const char *cert_pem, uint8_t ret[TLS_PIN_SIZE], struct err *
 int tls_ctx_new(bool server, struct tls_ctx **ret, struct err *err);
 void tls_ctx_free(struct tls_ctx *ctx);
 DEFINE_CLEANUP(struct tls_ctx, tls_ctx_free)
-/* A connection with our identity; the caller attaches a descriptor and owns it (SSL_free). */
+/* Makes one of a context that is configured already (tls_plain.c). Takes it, also on failure. */
+int tls_ctx_wrap(SSL_CTX *ssl, bool server, struct tls_ctx **ret, struct err *err);
+/* A connection with our identity (NULL: what the context has); the caller attaches a descriptor and
+ * owns it (SSL_free). */
 int tls_connection_new(struct tls_ctx *ctx, const struct tls_identity *self, SSL **ret,
                        struct err *err);
 /* Attaches a non-blocking stream socket (borrowed). Unlike SSL_set_fd it writes with MSG_NOSIGNAL:

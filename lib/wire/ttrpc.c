@@ -55,6 +55,26 @@ void ttrpc_header_encode(const struct ttrpc_header *h, uint8_t out[TTRPC_HEADER_
     out[9] = h->flags;
 }
 
+size_t ttrpc_walk(uint64_t *left, uint32_t *have, uint8_t header[TTRPC_HEADER_SIZE],
+                  const uint8_t *p, size_t n)
+{
+    struct ttrpc_header h;
+    if (*left > 0) {
+        n = (size_t)MIN(*left, n);
+        *left -= n;
+        return n;
+    }
+    n = MIN(n, (size_t)TTRPC_HEADER_SIZE - *have);
+    memcpy(header + *have, p, n);
+    *have += (uint32_t)n;
+    if (*have == TTRPC_HEADER_SIZE) {
+        ttrpc_header_decode(header, &h);
+        *left = h.length;
+        *have = 0;
+    }
+    return n;
+}
+
 static void *budget_alloc(void *arg, size_t size)
 {
     size_t *left = arg;

@@ -45,6 +45,11 @@ struct ttrpc_header {
 void ttrpc_header_decode(const uint8_t in[TTRPC_HEADER_SIZE], struct ttrpc_header *ret);
 void ttrpc_header_encode(const struct ttrpc_header *h, uint8_t out[TTRPC_HEADER_SIZE]);
 
+/* Follows a stream of frames by their headers: takes up to n bytes at p, returns how many; call
+ * again for the rest. All zero at first; *left and *have both zero: at the start of a frame. */
+size_t ttrpc_walk(uint64_t *left, uint32_t *have, uint8_t header[TTRPC_HEADER_SIZE],
+                  const uint8_t *p, size_t n);
+
 /* Decodes a Request body; -EBADMSG with the reason. ret: ttrpc__request__free_unpacked. */
 int ttrpc_request_decode(const uint8_t *body, size_t len, Ttrpc__Request **ret, struct err *err);
 /* Any message, within the same memory budget: for payloads. protobuf_c_message_free_unpacked. */

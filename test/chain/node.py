@@ -53,6 +53,9 @@ def agent_command(directory, script, *arguments, files=()):
 
 
 class Node:
+    # PEERPOD_COMPAT: the tests that hold in both modes are run in both.
+    compat = os.environ.get("PEERPOD_COMPAT", "native")
+
     def __init__(self, directory, *flags, keeper=True, env=None):
         self.dir = pathlib.Path(directory)
         self.flags, self.keeper, self.env = flags, keeper, env or {}
@@ -68,7 +71,7 @@ class Node:
         daemon = [BIN / "cloud-api-adaptor", "local", "-socket", self.socket, "-pods-dir", self.pods,
                   "-control-socket", self.control, "-local-registry-dir", self.registry,
                   "-vm-log-dir", self.vm_logs,
-                  "-forwarder-compat", "native", "-node-name", "worker", "-log-level", "debug",
+                  "-forwarder-compat", self.compat, "-node-name", "worker", "-log-level", "debug",
                   *self.flags]
         return ([BIN / "peerpod-keeper", "--"] if self.keeper else []) + daemon
 
