@@ -13,8 +13,8 @@
  *   -cert-file, -cert-key  our client certificate; else the sandbox's own, self-signed, which
  *                          apf.json names as tls-client-ca.
  *
- * The server's key exists in user data alone; its certificate is kept in server.crt for a successor
- * of this process. A TLS context belongs to a sandbox, because its anchors do.
+ * The server's key is kept until StartVM has succeeded, in case a successor of this process has to
+ * send the same user data again; afterwards it exists in the VM alone. Its certificate stays. A TLS context belongs to a sandbox, because its anchors do.
  *
  * StartVM is answered when a TLS connection stands and the forwarder has taken our certificate.
  * That connection is kept as the `spare` for the first connection of the shim's, without a byte on
@@ -35,6 +35,7 @@
 #include "wire/tls_plain.h"
 
 #define SERVER_CERT_FILE "server.crt"
+#define SERVER_KEY_FILE "server.key" /* until StartVM has succeeded */
 #define CUSTOM_SERVER_NAME "podvm-server"
 #define CONNECT_BUDGET_MS 5000
 
@@ -137,7 +138,7 @@ int plainmode_check(const struct adaptor_config *c, struct err *err)
 
 /* -- apf.json -- */
 
-static int issue(struct sandbox *sb, struct apf *apf, struct err *err)
+static int issue_new(struct sandbox *sb, struct apf *apf, struct err *err)
 {
     struct tls_identity *id = NULL;
     int r = tls_identity_new_server(sb->record.instance.name, &id, err);
@@ -146,8 +147,23 @@ static int issue(struct sandbox *sb, struct apf *apf, struct err *err)
     if (r == 0)
         r = fs_write_atomic(sb->dir, SERVER_CERT_FILE, apf->tls_server_cert,
                             strlen(apf->tls_server_cert), 0600, err);
+    if (r == 0)
+        r = fs_write_atomic(sb->dir, SERVER_KEY_FILE, apf->tls_server_key,
+                            strlen(apf->tls_server_key), 0600, err);
     tls_identity_free(id);
     return r;
+}
+
+/* The same again when a StartVM is taken up: the VM may exist, with user data that holds it. */
+static int issue(struct sandbox *sb, struct apf *apf, struct err *err)
+{
+    struct err missing = ERR_INIT;
+    int r = fs_read(sb->dir, SERVER_KEY_FILE, TLS_PEM_MAX, &apf->tls_server_key, NULL, &missing);
+    if (r == -ENOENT)
+        return issue_new(sb, apf, err);
+    if (r < 0)
+        return err_set(err, r, "%s", err_text(&missing));
+    return fs_read(sb->dir, SERVER_CERT_FILE, TLS_PEM_MAX, &apf->tls_server_cert, NULL, err);
 }
 
 /* What the forwarder is to check us with. */
@@ -236,6 +252,7 @@ void plainmode_close(struct sandbox *sb)
 static void on_up(void *owner)
 {
     struct plainmode *p = owner;
+    unlinkat(p->sandbox->dir, SERVER_KEY_FILE, 0);
     p->ops->up(p->sandbox);
 }
 

@@ -449,7 +449,7 @@ static int dial_begin(struct sandbox *sb, struct err *err)
     sb->step = "waiting for the forwarder in the pod VM";
     sb->start_deadline_ms = MIN(sb->start_deadline_ms, proxy);
     arm_deadline(sb);
-    return sandbox_tunnel_open(sb, err);
+    return sb->record.plain ? plain_begin(sb, err) : sandbox_tunnel_open(sb, err);
 }
 
 static void wait_done(void *arg, bool ran)
@@ -468,18 +468,7 @@ static void wait_done(void *arg, bool ran)
         sandbox_start_fail(sb, "wait", &j->err);
     } else {
         sb->record.instance = j->instance;
-<<<<<<< HEAD
         if (sandbox_save(sb, &err) < 0 || dial_begin(sb, &err) < 0)
-=======
-        sb->step = "waiting for the forwarder in the pod VM";
-        int64_t proxy = clock_mono_ms() + sb->adaptor->config->proxy_timeout_ns / 1000000;
-        sb->start_deadline_ms = MIN(sb->start_deadline_ms, proxy);
-        arm_deadline(sb);
-        int r = sandbox_save(sb, &err);
-        if (r == 0)
-            r = sb->record.plain ? plain_begin(sb, &err) : sandbox_tunnel_open(sb, &err);
-        if (r < 0)
->>>>>>> 6d290a1 (Plain mode at both ends: a stock forwarder with our daemon, a stock adaptor with our forwarder)
             sandbox_start_fail(sb, "tunnel", &err);
     }
     vm_job_free(j);
