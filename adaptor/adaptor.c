@@ -97,10 +97,12 @@ static int recover(struct adaptor *a, struct err *err)
     return r;
 }
 
+/* Ours is closed too: whoever is at the other end must see its end now, not when we die. */
 static void drop_unknown(const char *name, int fd, void *arg)
 {
     (void)fd;
     (void)arg;
+    close(fdstore_take(name));
     log_debug("descriptor %s in the store belongs to nobody: dropped", name);
     fdstore_remove(name, NULL);
 }

@@ -39,6 +39,8 @@
 #define KEY_FILE "client.key"
 #define CERT_FILE "client.crt"
 #define SECRET_FILE "secret"
+#define INITDATA_FILE "initdata"
+#define SOCKET_FILE "agent.ttrpc"
 #define SECRET_HEX (2 * SANDBOX_SECRET_SIZE)
 
 struct sandbox *sandbox_find(struct adaptor *a, const char *id)
@@ -116,9 +118,11 @@ static struct sandbox *sandbox_new(struct adaptor *a, int dir)
     sb->listen_fd = -1;
     sb->timer.data = sb;
     sb->watch.data = sb;
+    sb->accept_again.data = sb;
     uv_timer_init(a->loop, &sb->timer);
     uv_timer_init(a->loop, &sb->watch);
-    sb->handles = 2;
+    uv_timer_init(a->loop, &sb->accept_again);
+    sb->handles = 3;
     sb->next = a->sandboxes;
     a->sandboxes = sb;
     a->n_sandboxes++;
@@ -166,6 +170,7 @@ void sandbox_free(struct sandbox *sb)
         close(TAKE_FD(sb->dir));
     uv_close((uv_handle_t *)&sb->timer, timer_closed);
     uv_close((uv_handle_t *)&sb->watch, timer_closed);
+    uv_close((uv_handle_t *)&sb->accept_again, timer_closed);
 }
 
 /* -- secrets on disk -- */
@@ -234,7 +239,7 @@ static int initdata_store(struct sandbox *sb, const struct podspec *spec, struct
     if (r < 0)
         return err_wrap(err, r, "CreateVM: initdata (%s)",
                         spec->initdata ? "the pod's annotation cc_init_data" : "-initdata");
-    r = fs_write_atomic(sb->dir, "initdata", parsed.toml, parsed.toml_len, 0600, err);
+    r = fs_write_atomic(sb->dir, INITDATA_FILE, parsed.toml, parsed.toml_len, 0600, err);
     initdata_done(&parsed);
     return r;
 }
@@ -243,7 +248,7 @@ static int initdata_store(struct sandbox *sb, const struct podspec *spec, struct
 
 static int socket_path(struct adaptor *a, const char *id, char *out, size_t size, struct err *err)
 {
-    if (str_format(out, size, "%s/%s/agent.ttrpc", a->pods_dir, id) < 0)
+    if (str_format(out, size, "%s/%s/" SOCKET_FILE, a->pods_dir, id) < 0)
         return err_set(err, -ENAMETOOLONG,
                        "the agent socket's path would be longer than %zu bytes: choose a shorter "
                        "-pods-dir than %s",
@@ -346,6 +351,28 @@ static void recover_as_deleting(struct sandbox *sb, const char *why)
     sandbox_stop(sb, why);
 }
 
+/* Does this directory, which has no record, hold only what a CreateVM that did not end makes? */
+static bool is_unfinished(int dirfd)
+{
+    static const char *const names[] = {RECORD_FILE, KEY_FILE,      CERT_FILE,
+                                        SECRET_FILE, INITDATA_FILE, SOCKET_FILE};
+    int fd = openat(dirfd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    DIR *dir = fd < 0 ? NULL : fdopendir(fd);
+    bool ours = dir;
+    if (!dir)
+        return false;
+    for (struct dirent *e; ours && (e = readdir(dir));) {
+        ours = str_eq(e->d_name, ".") || str_eq(e->d_name, "..");
+        for (size_t i = 0; i < ARRAY_SIZE(names) && !ours; i++) {
+            size_t len = strlen(names[i]);
+            ours = strncmp(e->d_name, names[i], len) == 0 &&
+                   (!e->d_name[len] || str_eq(e->d_name + len, FS_TEMP_SUFFIX));
+        }
+    }
+    closedir(dir);
+    return ours;
+}
+
 static int recover_live(struct sandbox *sb, struct err *err)
 {
     int r = identity_load(sb, err);
@@ -370,10 +397,10 @@ static int recover_live(struct sandbox *sb, struct err *err)
 static void recover_record(struct sandbox *sb)
 {
     struct err err = ERR_INIT;
-    if (!str_eq(sb->record.boot, sb->adaptor->boot)) {
-        recover_as_deleting(sb, "the node has been booted since it was created");
-    } else if (sb->record.state == SANDBOX_DELETING) {
+    if (sb->record.state == SANDBOX_DELETING) {
         sandbox_delete_continue(sb);
+    } else if (!str_eq(sb->record.boot, sb->adaptor->boot)) {
+        recover_as_deleting(sb, "the node has been booted since it was created");
     } else if (recover_live(sb, &err) < 0) {
         sandbox_note_error(sb, "recover", &err);
         recover_as_deleting(sb, "it cannot be taken over");
@@ -395,9 +422,13 @@ int sandbox_recover(struct adaptor *a, const char *name, struct err *err)
     int r = record_read(dir, &record, &local);
     if (r == -EPROTONOSUPPORT)
         return err_set(err, r, "sandbox %s: %s", name, local.text);
-    if (r == -ENOENT) {
+    if (r == -ENOENT && is_unfinished(dir)) {
         log_entry(LOG_LEVEL_INFO, name, "recover", "a CreateVM that did not end: removed");
         fs_remove_tree(a->pods_fd, name, NULL);
+        return 0;
+    }
+    if (r == -ENOENT) {
+        log_warn("directory %s/%s is no sandbox's: left alone", a->pods_dir, name);
         return 0;
     }
     if (r == 0 && !str_eq(record.id, name)) {

@@ -32,6 +32,7 @@ struct sandbox {
     uint8_t secret[SANDBOX_SECRET_SIZE]; /* enrolment; all zero once enrolled */
     int listen_fd;
     uv_poll_t *listen_poll;
+    uv_timer_t accept_again;
     struct shimconn *conns;
     struct tunnel *tunnel;   /* native mode */
     struct plainmode *plain; /* plain mode (record.plain) */

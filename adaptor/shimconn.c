@@ -37,6 +37,7 @@
 #include "wire/splice_stream.h"
 
 #define SHIMCONNS_MAX 16 /* of one sandbox; more wait in the backlog */
+#define ACCEPT_AGAIN_MS 1000
 
 struct shimconn {
     struct shimconn *next;
@@ -347,10 +348,13 @@ static const struct pump_ops pump_callbacks = {
 
 /* -- life -- */
 
+static void accept_more(struct sandbox *sb);
+
 /* Descriptors and file go on without us: the next process takes them over. */
 static void conn_let_go(struct shimconn *c)
 {
-    struct shimconn **at = &c->sandbox->conns;
+    struct sandbox *sb = c->sandbox;
+    struct shimconn **at = &sb->conns;
     while (*at != c)
         at = &(*at)->next;
     *at = c->next;
@@ -360,6 +364,7 @@ static void conn_let_go(struct shimconn *c)
     splice_stream_free(c->edits);
     relay_close(c->relay);
     free(c);
+    accept_more(sb);
 }
 
 static void conn_release(struct shimconn *c)
@@ -449,17 +454,35 @@ static bool peer_allowed(int fd)
            (peer.uid == 0 || peer.uid == geteuid());
 }
 
+static void on_retry(uv_timer_t *timer)
+{
+    accept_more(timer->data);
+}
+
+/* A socket with a connection in its backlog is ready all the time: what cannot be accepted now must
+ * not be polled for. */
+static void accept_later(struct sandbox *sb, const char *why)
+{
+    log_entry(LOG_LEVEL_WARN, sb->record.id, "shim", "a connection has to wait: %s", why);
+    uv_poll_stop(sb->listen_poll);
+    uv_timer_start(&sb->accept_again, on_retry, ACCEPT_AGAIN_MS, 0);
+}
+
 static void on_listener(uv_poll_t *poll, int status, int events)
 {
     struct sandbox *sb = poll->data;
     struct err err = ERR_INIT;
+    (void)status;
     (void)events;
-    if (status < 0 || shimconn_count(sb) >= SHIMCONNS_MAX)
+    if (shimconn_count(sb) >= SHIMCONNS_MAX) {
+        uv_poll_stop(poll); /* the end of one goes on */
         return;
+    }
     int fd = accept4(sb->listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
-    if (fd < 0)
-        return;
-    if (!peer_allowed(fd)) {
+    if (fd < 0) {
+        if (errno != EAGAIN && errno != EINTR && errno != ECONNABORTED)
+            accept_later(sb, strerror(errno));
+    } else if (!peer_allowed(fd)) {
         log_entry(LOG_LEVEL_WARN, sb->record.id, "shim",
                   "a connection to the agent socket by a user other than root was refused");
         close(fd);
@@ -467,6 +490,12 @@ static void on_listener(uv_poll_t *poll, int status, int events)
         log_entry(LOG_LEVEL_ERROR, sb->record.id, "shim", "a connection was closed: %s",
                   err_text(&err));
     }
+}
+
+static void accept_more(struct sandbox *sb)
+{
+    if (sb->listen_poll)
+        uv_poll_start(sb->listen_poll, UV_READABLE, on_listener);
 }
 
 static void poll_closed(uv_handle_t *handle)
@@ -492,12 +521,13 @@ int shimconn_listen(struct sandbox *sb, struct err *err)
         return err_set(err, r, "watching the agent socket: %s", uv_strerror(r));
     }
     sb->listen_poll->data = sb;
-    uv_poll_start(sb->listen_poll, UV_READABLE, on_listener);
+    accept_more(sb);
     return 0;
 }
 
 static void listener_let_go(struct sandbox *sb)
 {
+    uv_timer_stop(&sb->accept_again);
     if (sb->listen_poll)
         uv_close((uv_handle_t *)TAKE_PTR(sb->listen_poll), poll_closed);
     if (sb->listen_fd >= 0)

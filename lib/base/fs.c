@@ -64,7 +64,7 @@ int fs_write_atomic(int dirfd, const char *path, const void *data, size_t len, m
     char temp[4096];
     /* A fixed name: what a killed writer left behind is overwritten, never gathered. Writers of one
      * file are serialised by their owner. */
-    if (str_format(temp, sizeof(temp), "%s.new", path) < 0)
+    if (str_format(temp, sizeof(temp), "%s" FS_TEMP_SUFFIX, path) < 0)
         return err_set(err, -ENAMETOOLONG, "path %.64s... is too long", path);
     if (unlinkat(dirfd, temp, 0) < 0 && errno != ENOENT)
         return err_errno(err, -errno, "removing the old %s", temp);

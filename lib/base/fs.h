@@ -13,6 +13,7 @@
 int fs_read(int dirfd, const char *path, size_t max, char **ret, size_t *ret_len, struct err *err);
 /* Writes beside the name and renames over it: a reader sees the old or the new, never half. No
  * fsync: all our state dies with the boot. */
+#define FS_TEMP_SUFFIX ".new" /* of what a killed writer may leave beside the name */
 int fs_write_atomic(int dirfd, const char *path, const void *data, size_t len, mode_t mode,
                     struct err *err);
 /* mkdir -p for the last `path`; existing directories are fine, their mode is left. */

@@ -211,4 +211,5 @@ def check_world(node, before, seconds=10):
     end = time.monotonic() + seconds
     while left_over(before, node.world()) and time.monotonic() < end:
         time.sleep(0.05)
-    assert not left_over(before, node.world())
+    left = left_over(before, node.world())
+    assert not left, left

@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a daemon finds when it starts: the states that its predecessor, an earlier boot or somebody else
+left, and a node that is short of something (design.md 5, 6)."""
+import contextlib
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import time
+
+import pytest
+import ttrpc
+from conftest import wait_for
+from node import AGENT, HEALTH, HYPERVISOR, SANDBOX, Node, annotations, check_world, comm, \
+    create_request
+from ttrpc import Client, message
+
+SECOND = 10**9
+
+
+@pytest.fixture
+def node_with(short_dir):
+    nodes = []
+
+    def make(*flags, **more):
+        nodes.append(Node(short_dir, *flags, **more))
+        return nodes[-1].start()
+
+    yield make
+    for node in nodes:
+        node.stop()
+        print(node.log())
+
+
+@pytest.fixture
+def node(node_with):
+    return node_with()
+
+
+def kill(node, signum=signal.SIGKILL, seconds=10):
+    """The daemon alone; its keeper starts the next one."""
+    old = node.daemon_pid()
+    os.kill(old, signum)
+    wait_for(lambda: node.daemon_pid() not in (0, old) and node.serves(), seconds)
+
+
+def check(agent):
+    assert agent.call(HEALTH, "Check", b"").code == ttrpc.OK
+
+
+# -- what is found in the state directory --
+
+def test_a_deletion_goes_on_after_a_reboot(node_with):
+    node = node_with("-fail-deletes", "1000000")
+    node.run_pod()
+    assert node.stop_vm().code == ttrpc.OK
+    wait_for(lambda: node.record()["state"] == "deleting")
+    node.stop()
+    later = node_with(env={"PEERPOD_BOOT_ID": "11111111-2222-3333-4444-555555555555"})
+    later.wait_gone()
+
+
+def test_a_sandbox_of_an_earlier_boot_is_deleted(node_with):
+    node = node_with()
+    node.run_pod()
+    node.stop()
+    later = node_with(env={"PEERPOD_BOOT_ID": "11111111-2222-3333-4444-555555555555"})
+    later.wait_gone()
+
+
+def test_what_is_not_ours_is_left_alone(node):
+    (node.pods / "holiday").mkdir()
+    (node.pods / "holiday" / "photo.jpg").write_text("irreplaceable")
+    (node.pods / "notes").write_text("a file")
+    (node.pods / "empty").mkdir()
+    (node.pods / "half").mkdir()
+    for name in ("client.key", "client.crt.new", "secret", "initdata", "agent.ttrpc", "sandbox.json.new"):
+        (node.pods / "half" / name).write_text("")
+    kill(node)
+    assert (node.pods / "holiday" / "photo.jpg").read_text() == "irreplaceable"
+    assert (node.pods / "notes").exists()
+    assert not (node.pods / "half").exists(), "what a CreateVM that did not end had made"
+    assert not (node.pods / "empty").exists()
+
+
+# -- what a kill leaves behind --
+
+def test_a_start_that_was_cut_short_leaves_nothing(node_with):
+    node = node_with("-boot-delay", "30s")
+    kill(node)
+    before = node.world()
+    del before["processes"]  # the daemon's own number
+    node.create()
+    with Client(node.socket) as client:
+        client.start(HYPERVISOR, "StartVM", message((1, SANDBOX)))
+        wait_for(node.instances)
+        kill(node)
+    node.wait_gone()
+    check_world(node, before)
+
+
+def test_the_shim_sees_its_end_when_the_daemon_dies_in_stopvm(node_with):
+    """The record says deleting, the connections are still in the store."""
+    node = node_with("-fail-deletes", "1000000")
+    path = node.run_pod()
+    with Client(path, timeout=10) as agent:
+        check(agent)
+        os.kill(node.program.pid, signal.SIGSTOP)  # the keeper: it restarts nothing now
+        pid = node.daemon_pid()
+        os.kill(pid, signal.SIGKILL)
+        record = node.pods / SANDBOX / "sandbox.json"
+        record.write_text(record.read_text().replace('"running"', '"deleting"'))
+        os.kill(node.program.pid, signal.SIGCONT)
+        assert agent.closed_by_peer()
+
+
+# -- the end that is asked for --
+
+def slow_helper(pid_of):
+    """Stops the program that makes a VM: a provider's call that takes its time."""
+    for proc in pathlib.Path("/proc").glob("[0-9]*"):
+        if comm(proc.name).startswith("peerpod-local-v"):
+            with contextlib.suppress(OSError):
+                if int((proc / "stat").read_text().rsplit(")", 1)[1].split()[1]) == pid_of:
+                    os.kill(int(proc.name), signal.SIGSTOP)
+                    return int(proc.name)
+    return 0
+
+
+# -- calls that meet each other --
+
+def cpu_seconds(pid):
+    fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def test_too_many_connections_of_one_shim_wait(node):
+    path = node.run_pod()
+    agents = [Client(path) for _ in range(18)]
+    for agent in agents[:16]:
+        check(agent)
+    used = cpu_seconds(node.daemon_pid())
+    time.sleep(1)
+    assert cpu_seconds(node.daemon_pid()) - used < 0.5, "the loop spins"
+    agents[17].start(HEALTH, "Check", b"")
+    assert agents[17].silent()
+    agents[0].close()
+    agents[1].close()
+    assert agents[17].answer().code == ttrpc.OK
+    node.stop_vm()
+    node.wait_gone()
+
+
+def test_a_daemon_without_descriptors_does_not_spin(node_with):
+    node = node_with(keeper=False)
+    path = node.run_pod()
+    pid = node.daemon_pid()
+    with Client(path) as first:
+        check(first)
+        n = len(os.listdir(f"/proc/{pid}/fd"))
+        subprocess.run(["prlimit", f"--pid={pid}", f"--nofile={n}:4096"], check=True)
+        second = Client(path)
+        time.sleep(0.2)
+        used = cpu_seconds(pid)
+        time.sleep(1)
+        assert cpu_seconds(pid) - used < 0.5, "the loop spins"
+        subprocess.run(["prlimit", f"--pid={pid}", "--nofile=1024:4096"], check=True)
+        check(first)
+        check(second)
+        second.close()
+    node.stop_vm()
+    node.wait_gone()
