@@ -11,7 +11,7 @@ JOBS ?= 2
 export JOBS
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build release demo test kill-loop bench-tunnel fuzz lint tidy format coverage man install clean
+.PHONY: help setup build release demo test kill-loop bench-tunnel blackout fuzz lint tidy format coverage man install clean
 
 help: ## list the targets (this text)
 	@echo "usage: make TARGET [VARIABLE=value]"; echo
@@ -46,6 +46,11 @@ bench-tunnel: ## the tunnel beside a plain relay and stunnel (root; BENCH_RUNS=7
 	@scripts/setup --build >&2
 	@scripts/build release bench_tunnel >&2
 	@BENCH_RUNS=$(BENCH_RUNS) BENCH_LOG=build/bench-tunnel.log build/release/bin/bench_tunnel
+
+blackout: ## resets, blackholes and kills of the forwarder under 4 GiB of load (root); the last line is JSON
+	@scripts/setup --build >&2
+	@scripts/build dev blackout >&2
+	@build/bin/blackout --log build/blackout.log
 
 fuzz: ## libFuzzer on every target (FUZZ_TIME=60 seconds each); the last line is JSON
 	@scripts/setup >&2

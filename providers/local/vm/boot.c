@@ -130,12 +130,14 @@ _noreturn_ static void answer_without_tls(void)
     }
 }
 
-/* Never returns but when there is no keeper. */
+/* Never returns but when there is no keeper. Pauses as systemd's in a real VM: RestartSec=100ms, and
+ * never longer. */
 static void become_keeper(const struct guest *g)
 {
     _cleanup_free_ char *keeper = str_asprintf("%s/peerpod-keeper", g->guest_dir);
     _cleanup_free_ char *forwarder = str_asprintf("%s/agent-protocol-forwarder", g->guest_dir);
-    const char *const argv[] = {"peerpod-keeper", "--", forwarder, NULL};
+    const char *const argv[] = {"peerpod-keeper", "-restart-min", "100ms",   "-restart-max",
+                                "100ms",          "--",           forwarder, NULL};
 
     if (access(keeper, X_OK) < 0)
         return;
