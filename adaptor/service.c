@@ -66,12 +66,17 @@ static void create_now(struct adaptor *a, struct rpc_call *call,
         reply_created(call, sb);
 }
 
+static void create(struct adaptor *a, struct rpc_call *call, Hypervisor__CreateVMRequest *request);
+
+/* Through the whole table again: another waiter may have created it meanwhile. */
 static void create_after_deletion(struct waiter *w, const struct err *err)
 {
     struct pending *p = container_of(w, struct pending, waiter);
-    (void)err;
     rpc_call_on_cancel(p->call, NULL, NULL);
-    create_now(p->adaptor, p->call, p->create);
+    if (err)
+        fail(p->call, err, "CreateVM", p->id);
+    else
+        create(p->adaptor, p->call, TAKE_PTR(p->create));
     pending_free(p);
 }
 
@@ -94,13 +99,9 @@ static struct pending *pending_new(struct adaptor *a, struct rpc_call *call, con
     return p;
 }
 
-static void create_vm(struct rpc_call *call, void *owner)
+/* Takes request. */
+static void create(struct adaptor *a, struct rpc_call *call, Hypervisor__CreateVMRequest *request)
 {
-    struct adaptor *a = owner;
-    Hypervisor__CreateVMRequest *request =
-        (void *)rpc_call_decode(call, &hypervisor__create_vmrequest__descriptor);
-    if (!request)
-        return;
     struct sandbox *sb = sandbox_find(a, request->id);
     struct err err = ERR_INIT;
     if (sb && sb->record.state == SANDBOX_CREATED) {
@@ -120,6 +121,14 @@ static void create_vm(struct rpc_call *call, void *owner)
     }
     if (request)
         protobuf_c_message_free_unpacked(&request->base, NULL);
+}
+
+static void create_vm(struct rpc_call *call, void *owner)
+{
+    Hypervisor__CreateVMRequest *request =
+        (void *)rpc_call_decode(call, &hypervisor__create_vmrequest__descriptor);
+    if (request)
+        create(owner, call, request);
 }
 
 /* -- StartVM -- */

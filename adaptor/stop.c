@@ -44,18 +44,25 @@ static void delete_run(struct job *job, void *arg)
     j->result = type->delete (j->provider, job, &j->instance, &j->err);
 }
 
+static void delete_failed(struct sandbox *sb, struct err *err);
+
 static void delete_finished(struct sandbox *sb)
 {
     struct adaptor *a = sb->adaptor;
     struct err err = ERR_INIT;
+    if (fs_remove_tree(a->pods_fd, sb->record.id, &err) < 0) {
+        delete_failed(sb, &err);
+        return;
+    }
     log_entry(LOG_LEVEL_INFO, sb->record.id, "delete", "sandbox of pod %s/%s is gone%s%s",
               sb->record.namespace, sb->record.pod, *sb->record.instance.id ? ", instance " : "",
               sb->record.instance.id);
-    if (fs_remove_tree(a->pods_fd, sb->record.id, &err) < 0)
-        log_entry(LOG_LEVEL_ERROR, sb->record.id, "delete", "%s", err_text(&err));
     struct waiter *enders = TAKE_PTR(sb->enders);
+    bool ending = a->ending;
     sandbox_free(sb);
-    waiters_done(&enders, NULL);
+    if (ending)
+        err_set(&err, -ESHUTDOWN, "the daemon is ending");
+    waiters_done(&enders, ending ? &err : NULL);
 }
 
 static void delete_again(uv_timer_t *timer)
@@ -68,8 +75,8 @@ static void delete_failed(struct sandbox *sb, struct err *err)
     int64_t pause = DELETE_RETRY_MIN_MS << MIN(sb->delete_tries, 6U);
     pause = MIN(pause, (int64_t)DELETE_RETRY_MAX_MS);
     sb->delete_tries++;
-    err_wrap(err, err->code, "deleting instance %s (try %u, next in %lld s)",
-             sb->record.instance.name, sb->delete_tries, (long long)(pause / 1000));
+    err_wrap(err, err->code, "deleting %s (try %u, next in %lld s)", sb->record.instance.name,
+             sb->delete_tries, (long long)(pause / 1000));
     sandbox_note_error(sb, "delete", err);
     sandbox_arm(sb, pause, delete_again);
 }
@@ -128,9 +135,11 @@ void sandbox_stop(struct sandbox *sb, const char *why)
         return;
     log_entry(LOG_LEVEL_INFO, sb->record.id, "stop", "deleting: %s", why);
     sb->record.state = SANDBOX_DELETING;
-    if (sandbox_save(sb, &err) < 0)
-        log_entry(LOG_LEVEL_ERROR, sb->record.id, "stop", "%s", err_text(&err));
+    int saved = sandbox_save(sb, NULL);
     sandbox_close_streams(sb);
+    /* On a full disk the streams' files may just have made room. */
+    if (saved < 0 && sandbox_save(sb, &err) < 0)
+        log_entry(LOG_LEVEL_ERROR, sb->record.id, "stop", "%s", err_text(&err));
     if (sb->starters) {
         struct err stopped = ERR_INIT;
         err_set(&stopped, -ECANCELED, "StartVM: sandbox %s was stopped: %s", sb->record.id, why);

@@ -130,6 +130,33 @@ def slow_helper(pid_of):
 
 # -- calls that meet each other --
 
+def test_all_who_wait_for_a_deletion_get_the_same_sandbox(node_with):
+    node = node_with("-delete-delay", "1s")
+    node.run_pod()
+    node.stop_vm()
+    clients = [Client(node.socket, timeout=30) for _ in range(4)]
+    for client in clients:
+        client.start(HYPERVISOR, "CreateVM", create_request())
+    answers = [c.answer() for c in clients]
+    assert {a.code for a in answers} == {ttrpc.OK}, answers
+    assert len({a.payload for a in answers}) == 1
+    node.stop_vm()
+    node.wait_gone()
+
+
+def test_a_directory_that_cannot_be_removed_is_tried_again(node):
+    node.create()
+    obstacle = node.pods / SANDBOX / "obstacle"
+    obstacle.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "obstacle", obstacle], check=True)
+    assert node.stop_vm().code == ttrpc.OK
+    wait_for(lambda: "obstacle" in node.log() or "removing" in node.log())
+    subprocess.run(["umount", obstacle], check=True)
+    node.wait_gone()
+    assert node.create().code == ttrpc.OK
+    node.stop_vm()
+
+
 def cpu_seconds(pid):
     fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
