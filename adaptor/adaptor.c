@@ -22,6 +22,7 @@
 #include <sys/file.h>
 
 #include "adaptor/control.h"
+#include "adaptor/podvminfo.h"
 #include "adaptor/rpc.h"
 #include "adaptor/sandbox.h"
 #include "adaptor/service.h"
@@ -65,10 +66,17 @@ static int take_lock(struct adaptor *a, struct err *err)
     return 0;
 }
 
+static int overwrite(int dirfd, const char *name, const char *text)
+{
+    _cleanup_close_ int fd = openat(dirfd, name, O_WRONLY | O_CLOEXEC | O_NOFOLLOW);
+    ssize_t len = (ssize_t)strlen(text);
+    return fd >= 0 && pwrite(fd, text, (size_t)len, 0) == len ? 0 : -EIO;
+}
+
 static int raise_generation(struct adaptor *a, struct err *err)
 {
     _cleanup_free_ char *text = NULL;
-    struct err local = ERR_INIT;
+    struct err local = ERR_INIT, local_write = ERR_INIT;
     char next[32];
     int r = fs_read(a->pods_fd, GENERATION_FILE, sizeof(next), &text, NULL, &local);
     if (r == 0 && str_to_u64(text, UINT64_MAX - 1, &a->generation) < 0)
@@ -76,8 +84,12 @@ static int raise_generation(struct adaptor *a, struct err *err)
     if (r < 0 && r != -ENOENT)
         return err_set(err, r, "%s", local.text);
     a->generation++;
-    snprintf(next, sizeof(next), "%llu", (unsigned long long)a->generation);
-    return fs_write_atomic(a->pods_fd, GENERATION_FILE, next, strlen(next), 0600, err);
+    snprintf(next, sizeof(next), "%020llu", (unsigned long long)a->generation);
+    r = fs_write_atomic(a->pods_fd, GENERATION_FILE, next, strlen(next), 0600, &local_write);
+    /* A full disk must not end the pods: the same bytes of the same file need no room. */
+    if ((r == -ENOSPC || r == -EDQUOT) && overwrite(a->pods_fd, GENERATION_FILE, next) == 0)
+        return 0;
+    return r < 0 ? err_set(err, r, "%s", local_write.text) : 0;
 }
 
 static int recover(struct adaptor *a, struct err *err)
@@ -197,8 +209,17 @@ int adaptor_new(uv_loop_t *loop, const struct adaptor_config *config, struct pro
 /* Lets go of a sandbox without touching its state: descriptors stay in the store, files on disk. */
 static void release_sandbox(struct sandbox *sb)
 {
+    struct err err = ERR_INIT;
+    err_set(&err, -ESHUTDOWN, "the daemon is ending");
+    waiters_done(&sb->starters, &err);
+    waiters_done(&sb->enders, &err);
     shimconn_release_all(sb);
     sandbox_free(sb);
+}
+
+bool adaptor_busy(const struct adaptor *a)
+{
+    return job_pool_running(a->jobs) > 0;
 }
 
 void adaptor_free(struct adaptor *a)
@@ -209,6 +230,7 @@ void adaptor_free(struct adaptor *a)
     rpc_server_free(a->hypervisor);
     rpc_server_free(a->control);
     job_pool_free(a->jobs);
+    podvminfo_end(a);
     while (a->sandboxes)
         release_sandbox(a->sandboxes);
     tls_ctx_free(a->tls);

@@ -44,3 +44,5 @@ struct adaptor {
 int adaptor_new(uv_loop_t *loop, const struct adaptor_config *config, struct provider *provider,
                 struct adaptor **ret, struct err *err);
 void adaptor_free(struct adaptor *a);
+/* Are there jobs, for whose end adaptor_free would wait? */
+bool adaptor_busy(const struct adaptor *a);

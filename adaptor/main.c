@@ -82,6 +82,10 @@ static int run(const struct adaptor_config *config, struct provider *provider)
         uv_signal_start(&term, stop_loop, SIGTERM);
         uv_signal_start(&interrupt, stop_loop, SIGINT);
         uv_run(&loop, UV_RUN_DEFAULT);
+        /* A provider's call may take minutes, and until we are gone nobody serves the tunnels: the
+         * successor finds what it made, as after any other death. */
+        if (adaptor_busy(adaptor))
+            _exit(EXIT_SUCCESS);
         uv_close((uv_handle_t *)&term, NULL);
         uv_close((uv_handle_t *)&interrupt, NULL);
     } else {

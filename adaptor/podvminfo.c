@@ -84,6 +84,15 @@ void podvminfo_instance_known(struct adaptor *a)
     }
 }
 
+void podvminfo_end(struct adaptor *a)
+{
+    while (a->info_waiters) {
+        rpc_call_on_cancel(a->info_waiters->call, NULL, NULL);
+        rpc_call_error(a->info_waiters->call, TTRPC_UNAVAILABLE, "the daemon is ending");
+        waiter_end(a->info_waiters);
+    }
+}
+
 static void wait_for(struct adaptor *a, struct rpc_call *call,
                      const Podvminfo__GetInfoRequest *request)
 {

@@ -9,3 +9,5 @@ struct adaptor;
 void podvminfo_get_info(struct rpc_call *call, void *adaptor);
 /* A sandbox has got its instance: answers those who wait for it. */
 void podvminfo_instance_known(struct adaptor *a);
+/* Lets go of all who wait. */
+void podvminfo_end(struct adaptor *a);

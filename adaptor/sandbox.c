@@ -382,8 +382,9 @@ static int recover_live(struct sandbox *sb, struct err *err)
         unlinkat(sb->dir, SECRET_FILE, 0); /* the predecessor may have died just before */
     if (r == 0)
         r = shimconn_listen(sb, err);
-    if (r == 0 && sb->record.state == SANDBOX_RUNNING) {
+    if (r == 0)
         shimconn_recover_all(sb);
+    if (r == 0 && sb->record.state == SANDBOX_RUNNING) {
         sb->tunnel_up = sb->record.plain; /* there is nothing to wait for */
         r = sb->record.plain ? plainmode_open(sb, err) : sandbox_tunnel_open(sb, err);
         if (r == 0) {

@@ -274,6 +274,8 @@ enum ttrpc_code ttrpc_code_from_errno(int negative_errno)
     case EMSGSIZE:
     case E2BIG:
     case EFBIG:
+    case EUSERS:
+    case ENOBUFS:
         return TTRPC_RESOURCE_EXHAUSTED;
     case EBUSY:
     case EALREADY:
@@ -285,6 +287,7 @@ enum ttrpc_code ttrpc_code_from_errno(int negative_errno)
         return TTRPC_UNIMPLEMENTED;
     case ECONNREFUSED:
     case ECONNRESET:
+    case EHOSTDOWN:
     case EHOSTUNREACH:
     case ENETUNREACH:
     case ENOTCONN:

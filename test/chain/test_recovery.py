@@ -100,6 +100,18 @@ def test_a_start_that_was_cut_short_leaves_nothing(node_with):
     check_world(node, before)
 
 
+def test_a_connection_made_before_the_start_lives_on(node):
+    path = ttrpc.text(ttrpc.parse(node.create().payload), 1)
+    with Client(path, timeout=30) as agent:
+        agent.start(HEALTH, "Check", b"")
+        wait_for(lambda: (node.pods / SANDBOX / "c1.relay").exists())
+        kill(node)
+        assert node.start_vm().code == ttrpc.OK
+        assert agent.answer().code == ttrpc.OK
+    node.stop_vm()
+    node.wait_gone()
+
+
 def test_the_shim_sees_its_end_when_the_daemon_dies_in_stopvm(node_with):
     """The record says deleting, the connections are still in the store."""
     node = node_with("-fail-deletes", "1000000")
@@ -115,6 +127,26 @@ def test_the_shim_sees_its_end_when_the_daemon_dies_in_stopvm(node_with):
         assert agent.closed_by_peer()
 
 
+def test_a_full_disk_does_not_end_the_pods(node_with, short_dir):
+    pods = short_dir / "pods"
+    pods.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m,mode=0700", "full", pods], check=True)
+    node = node_with()
+    path = node.run_pod()
+    with Client(path) as agent:
+        check(agent)
+        with open(pods / ".filler", "wb", buffering=0) as filler:
+            with contextlib.suppress(OSError):
+                while True:
+                    filler.write(b"x" * 4096)
+        kill(node)
+        kill(node)
+        (pods / ".filler").unlink()
+        check(agent)
+    assert node.stop_vm().code == ttrpc.OK
+    node.wait_gone()
+
+
 # -- the end that is asked for --
 
 def slow_helper(pid_of):
@@ -126,6 +158,42 @@ def slow_helper(pid_of):
                     os.kill(int(proc.name), signal.SIGSTOP)
                     return int(proc.name)
     return 0
+
+
+def test_a_slow_provider_does_not_delay_the_restart(node):
+    """A daemon that ends serves no tunnel; a shim waits for 30 s at most."""
+    path = node.run_pod()
+    other = "f" * 64
+    node.create(other, notes=annotations(pod="slow"))
+    with Client(path) as agent, Client(node.socket) as client:
+        check(agent)
+        pid = node.daemon_pid()
+        client.start(HYPERVISOR, "StartVM", message((1, other)))
+        helper = wait_for(lambda: slow_helper(pid), step=0)
+        began = time.monotonic()
+        os.kill(pid, signal.SIGTERM)
+        check(agent)
+        took = time.monotonic() - began
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(helper, signal.SIGCONT)
+        assert took < 5
+    assert node.stop_vm().code == ttrpc.OK
+    wait_for(lambda: not node.sandboxes() and not node.instances(), 30)
+
+
+def test_whoever_waits_is_let_go_at_the_end(node_with):
+    node = node_with("-boot-delay", "30s", "-fail-deletes", "1000000")
+    node.create()
+    with Client(node.socket) as client, Client(node.socket) as info:
+        info.start("podvminfo.PodVMInfo", "GetInfo", message((1, "no"), (2, "no"), (3, True)),
+                   timeout_ns=SECOND // 2)
+        client.start(HYPERVISOR, "StartVM", message((1, SANDBOX)))
+        wait_for(node.instances)
+        node.stop_vm()
+        info.start(HYPERVISOR, "CreateVM", create_request())
+        time.sleep(0.1)
+        kill(node, signal.SIGTERM)
+    assert node.record()["state"] == "deleting"
 
 
 # -- calls that meet each other --
