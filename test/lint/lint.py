@@ -31,8 +31,8 @@ LAYERS = ["lib/base", "lib/loop", "lib/wire", "lib/net", "lib/relay", "lib/guest
 LIB_ONLY = {"keeper", "forwarder"}
 PROVIDERS = ["local", "libvirt", "aws", "azure", "gcp", "byom"]
 MODULES = ["base", "loop", "wire", "net", "relay", "tunnel", "guest", "provider", "providers",
-           *PROVIDERS, "adaptor", "kube", "keeper", "forwarder", "ctl", "agent", "plain", "stepfault", "fuzz", "chain",
-           "deploy", "bench", "lint", "rpc"]
+           *PROVIDERS, "adaptor", "kube", "keeper", "forwarder", "ctl", "agent", "plain", "podnet", "stepfault",
+           "fuzz", "chain", "deploy", "bench", "lint", "rpc"]
 
 PROGRAMS = ["cloud-api-adaptor", "agent-protocol-forwarder", "process-user-data", "peerpod-keeper",
             "peerpodctl"]
