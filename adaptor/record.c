@@ -168,6 +168,21 @@ static int check_version(struct json_object *o, struct err *err)
     return major < 1 ? err_set(err, -EBADMSG, "key \"version_major\" is missing") : 0;
 }
 
+static bool is_hex(const char *s, size_t len)
+{
+    return strlen(s) == len && strspn(s, "0123456789abcdef") == len;
+}
+
+/* What names the sandbox to the provider, and its descriptors to the store. */
+static int check_words(const struct record *r, struct err *err)
+{
+    if (!is_hex(r->token, RECORD_TOKEN_LEN))
+        return err_set(err, -EBADMSG, "key \"token\" is not %d hex digits", RECORD_TOKEN_LEN);
+    if (!is_hex(r->key, RECORD_KEY_LEN))
+        return err_set(err, -EBADMSG, "key \"key\" is not %d hex digits", RECORD_KEY_LEN);
+    return 0;
+}
+
 int record_read(int dirfd, struct record *ret, struct err *err)
 {
     _cleanup_free_ char *text = NULL;
@@ -190,6 +205,8 @@ int record_read(int dirfd, struct record *ret, struct err *err)
         e = get_addresses(r.raw, &r.instance, err);
     if (e == 0)
         e = get_tunnel(r.raw, &r, err);
+    if (e == 0)
+        e = check_words(&r, err);
     const char *why;
     if (e == 0 && str_check_sandbox_id(r.id, &why) < 0)
         e = err_set(err, -EBADMSG, "key \"id\" is not a sandbox id: %s", why);

@@ -264,6 +264,14 @@ static void random_hex(char *out, size_t digits)
     str_hex(bytes, digits / 2, out);
 }
 
+static bool key_taken(const struct sandbox *sb)
+{
+    for (const struct sandbox *o = sb->adaptor->sandboxes; o; o = o->next)
+        if (o != sb && str_eq(o->record.key, sb->record.key))
+            return true;
+    return false;
+}
+
 static void record_begin(struct sandbox *sb, const struct podspec *spec)
 {
     struct record *r = &sb->record;
@@ -280,7 +288,9 @@ static void record_begin(struct sandbox *sb, const struct podspec *spec)
     r->plain = str_eq(sb->adaptor->config->forwarder_compat, "upstream");
     podspec_instance_name(spec->pod, spec->id, r->instance.name);
     random_hex(r->token, RECORD_TOKEN_LEN);
-    random_hex(r->key, RECORD_KEY_LEN);
+    do
+        random_hex(r->key, RECORD_KEY_LEN);
+    while (key_taken(sb)); /* 32 bits: two sandboxes must not share names in the store */
 }
 
 static int make_dir(struct adaptor *a, const char *id, int *ret, struct err *err)

@@ -42,7 +42,7 @@ struct sandbox {
     struct waiter *starters;     /* StartVM calls */
     struct waiter *enders;       /* wait until a DELETING sandbox has gone */
     uv_timer_t timer; /* CREATED: grace; STARTING: deadline; RUNNING: shim gone; DELETING: retry */
-    uv_timer_t watch; /* RUNNING with the tunnel down */
+    uv_timer_t watch; /* STARTING; RUNNING with the tunnel down */
     int64_t tunnel_down_ms;
     unsigned handles; /* that are not closed yet */
     const char *step; /* of STARTING, for people: "waiting for the forwarder" */
@@ -100,8 +100,10 @@ void sandbox_stop(struct sandbox *sb, const char *why);
 /* The job in flight has ended while DELETING, or the daemon has just started. */
 void sandbox_delete_continue(struct sandbox *sb);
 
-/* -- while it runs (watch.c) -- */
+/* -- while it starts and runs (watch.c) -- */
 
+/* Begins the questions about the VM and the callers of a sandbox in STARTING. */
+void sandbox_watch_start(struct sandbox *sb);
 /* Begins or ends the grace period, by whether a shim is connected. */
 void sandbox_watch_shim(struct sandbox *sb);
 /* Begins or ends the questions about the VM, by whether the tunnel is up. */

@@ -36,7 +36,6 @@
 
 #define START_MARGIN_MS 2000 /* our answer comes so much before the caller's own deadline */
 #define START_MIN_MS 1000
-#define CALLER_PATIENCE_MS 10000 /* for the caller of a resumed StartVM to be heard of */
 #define REFUSED_PATIENCE_MS 3000 /* for a peer that refuses, before StartVM fails */
 
 /* -- the job: plain values in, plain values out -- */
@@ -113,9 +112,14 @@ static void create_run(struct job *job, void *arg)
     struct instance made = {0};
     if (j->look_first)
         j->result = j->provider->type->find(j->provider, job, j->instance.sandbox, &made, &j->err);
-    if (!j->look_first || j->result == -ENOENT) {
+    /* What is found without an address may be half made: the same token makes the rest of it. */
+    if (!j->look_first || j->result == -ENOENT ||
+        (j->result == 0 && made.n_addresses == 0 && !made.gone)) {
+        const struct instance found = made;
         err_clear(&j->err);
         j->result = j->provider->type->create(j->provider, job, &request, &made, &j->err);
+        if (!*made.id)
+            made = found;
     }
     if (*made.id) {
         memcpy(made.name, j->instance.name, sizeof(made.name));
@@ -562,15 +566,9 @@ void sandbox_start(struct sandbox *sb, int64_t timeout_ns, struct waiter *w)
     sb->step = "creating the instance";
     sb->start_deadline_ms = sb->start_began_ms + start_bound_ms(sb, timeout_ns);
     arm_deadline(sb);
+    sandbox_watch_start(sb);
     if (create_begin(sb, false, &err) < 0)
         sandbox_start_fail(sb, "create", &err);
-}
-
-static void nobody_came_back(uv_timer_t *timer)
-{
-    struct sandbox *sb = timer->data;
-    if (sb->record.state == SANDBOX_STARTING && !sb->starters)
-        sandbox_stop(sb, "StartVM was under way when the daemon ended, and its caller is gone");
 }
 
 void sandbox_start_resume(struct sandbox *sb)
@@ -586,7 +584,7 @@ void sandbox_start_resume(struct sandbox *sb)
     sb->start_deadline_ms = sb->start_began_ms + bound;
     sb->step = "creating the instance";
     arm_deadline(sb);
-    uv_timer_start(&sb->watch, nobody_came_back, CALLER_PATIENCE_MS, 0);
+    sandbox_watch_start(sb);
     if (!*sb->record.instance.id)
         r = create_begin(sb, true, &err);
     else if (!sb->record.instance.n_addresses)

@@ -1,6 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Watching a RUNNING sandbox: the three ways in which it may end without StopVM.
+ * Watching a sandbox.
+ *
+ * STARTING, every WATCH_START_MS: while the forwarder has not been heard of the provider is asked
+ * whether the VM lives, so that nobody waits for -proxy-timeout for a VM that has ended. A start
+ * that was taken over from a dead process and whose callers have not come back is taken back.
+ *
+ * RUNNING: the three ways in which it may end without StopVM.
  *
  * Shim gone: no connection of the shim has sent a byte, or the last such one has ended, and StopVM
  * has not come within -grace-shim-gone (a killed shim sends nothing, kata-contract.md 2.1).
@@ -18,6 +24,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 
+#define WATCH_START_MS 5000
 #define WATCH_FIRST_MS 2000
 #define WATCH_EVERY_MS 10000
 
@@ -57,6 +64,17 @@ static void check_run(struct job *job, void *arg)
         j->provider->type->find(j->provider, job, j->instance.sandbox, &j->instance, &j->err);
 }
 
+static void vm_ended(struct sandbox *sb, struct err *err)
+{
+    if (sb->record.state == SANDBOX_STARTING) {
+        err_wrap(err, err->code, "StartVM failed while %s", sb->step);
+        sandbox_start_fail(sb, "watch", err);
+        return;
+    }
+    sandbox_note_error(sb, "watch", err);
+    sandbox_stop(sb, "its VM has ended");
+}
+
 static void check_done(void *arg, bool ran)
 {
     struct check_job *j = arg;
@@ -70,8 +88,7 @@ static void check_done(void *arg, bool ran)
         struct err err = ERR_INIT;
         err_set(&err, -EHOSTDOWN, "pod VM %s has ended: the provider says %s",
                 sb->record.instance.name, j->result ? err_text(&j->err) : "that it is not running");
-        sandbox_note_error(sb, "watch", &err);
-        sandbox_stop(sb, "its VM has ended");
+        vm_ended(sb, &err);
     } else if (j->result < 0) {
         log_entry(LOG_LEVEL_WARN, sb->record.id, "watch",
                   "the tunnel is down, and the provider does not say whether the VM lives: %s",
@@ -93,6 +110,25 @@ static void check_begin(struct sandbox *sb)
         log_entry(LOG_LEVEL_WARN, sb->record.id, "watch", "%s", err_text(&err));
         free(j);
     }
+}
+
+/* -- a start -- */
+
+static void still_starting(uv_timer_t *timer)
+{
+    struct sandbox *sb = timer->data;
+    if (!sb->starters) {
+        sandbox_stop(sb, "StartVM was under way when the daemon ended, and its caller is gone");
+        return;
+    }
+    if ((sb->tunnel || sb->plain) && !sb->tunnel_up && !sb->job)
+        check_begin(sb);
+    sandbox_watch_start(sb);
+}
+
+void sandbox_watch_start(struct sandbox *sb)
+{
+    uv_timer_start(&sb->watch, still_starting, WATCH_START_MS, 0);
 }
 
 /* -- the tunnel -- */
@@ -118,6 +154,8 @@ static void still_down(uv_timer_t *timer)
 
 void sandbox_watch_tunnel(struct sandbox *sb)
 {
+    if (sb->record.state == SANDBOX_STARTING)
+        return;
     if (sb->record.state != SANDBOX_RUNNING || sb->tunnel_up) {
         uv_timer_stop(&sb->watch);
     } else if (!uv_is_active((uv_handle_t *)&sb->watch)) {

@@ -181,6 +181,24 @@ def test_a_slow_provider_does_not_delay_the_restart(node):
     wait_for(lambda: not node.sandboxes() and not node.instances(), 30)
 
 
+def test_a_vm_that_was_half_made_is_made(node):
+    """The daemon and its helper die in the middle; StartVM is answered all the same."""
+    node.create()
+    with Client(node.socket, timeout=30) as client:
+        pid = node.daemon_pid()
+        client.start(HYPERVISOR, "StartVM", message((1, SANDBOX)))
+        helper = wait_for(lambda: slow_helper(pid), step=0)
+        os.kill(node.program.pid, signal.SIGSTOP)
+        os.kill(pid, signal.SIGKILL)
+        os.kill(helper, signal.SIGKILL)
+        os.kill(node.program.pid, signal.SIGCONT)
+        answer = client.answer()
+        assert answer.code == ttrpc.OK, answer
+    assert len(node.instances()) == 1
+    node.stop_vm()
+    node.wait_gone()
+
+
 def test_whoever_waits_is_let_go_at_the_end(node_with):
     node = node_with("-boot-delay", "30s", "-fail-deletes", "1000000")
     node.create()
@@ -223,6 +241,22 @@ def test_a_directory_that_cannot_be_removed_is_tried_again(node):
     node.wait_gone()
     assert node.create().code == ttrpc.OK
     node.stop_vm()
+
+
+def test_a_vm_that_ends_during_startvm(node_with):
+    """The provider knows; nobody has to wait for -proxy-timeout."""
+    node = node_with("-guest-fault", "no-forwarder")
+    node.create()
+    with Client(node.socket, timeout=60) as client:
+        client.start(HYPERVISOR, "StartVM", message((1, SANDBOX)))
+        wait_for(lambda: "addresses" in node.record() and node.record()["addresses"])
+        init = next(node.registry.rglob("init")).read_text().split()
+        began = time.monotonic()
+        os.kill(int(init[1]), signal.SIGKILL)
+        answer = client.answer()
+        assert answer.code == ttrpc.UNAVAILABLE and "has ended" in answer.text, answer
+        assert time.monotonic() - began < 20
+    node.wait_gone()
 
 
 def cpu_seconds(pid):

@@ -120,6 +120,8 @@ static void torn_and_foreign_records_are_refused(void **state)
     refused("abababab", "abababax", -EBADMSG, "peer_pin");
     refused("\"next_channel\":3", "\"next_channel\":-3", -EBADMSG, "next_channel");
     refused("\"198.18.0.2\"", "17", -EBADMSG, "addresses");
+    refused("0123456789abcdef0123456789abcdef", "0123", -EBADMSG, "token");
+    refused("\"01234567\"", "\"0123.l:x\"", -EBADMSG, "\"key\"");
     refused("{", "", -EBADMSG, "not valid JSON");
     struct err err = ERR_INIT;
     struct record r;
