@@ -47,7 +47,15 @@ class Stub:
         self.listener = socket.socket(socket.AF_UNIX)
         self.listener.bind(str(path))
         self.listener.listen(64)
-        threading.Thread(target=self.accept, daemon=True).start()
+        self.acceptor = threading.Thread(target=self.accept, daemon=True)
+        self.acceptor.start()
+
+    def close(self):
+        """Ends the thread first: about to accept on a closed descriptor's number, it would take the
+        next stub's connections."""
+        self.listener.shutdown(socket.SHUT_RDWR)
+        self.acceptor.join()
+        self.listener.close()
 
     def accept(self):
         while True:
@@ -130,7 +138,7 @@ class Node:
 def node(short_dir):
     made = Node(short_dir)
     yield made
-    made.hypervisor.listener.close()
+    made.hypervisor.close()
     if made.agent:
         made.agent.kill()
         made.agent.wait()
@@ -431,7 +439,7 @@ def control():
 
     stub = Stub(PEERPOD / "control.sock", answer)
     yield stub
-    stub.listener.close()
+    stub.close()
     (PEERPOD / "control.sock").unlink()
 
 
