@@ -14,7 +14,8 @@ import time
 import pytest
 import ttrpc
 from conftest import wait_for
-from node import AGENT, HEALTH, HYPERVISOR, SANDBOX, Node, annotations, check_world, create_request
+from node import (AGENT, HEALTH, HYPERVISOR, SANDBOX, Node, annotations, check_world, comm,
+                  create_request)
 from ttrpc import Client, message
 
 SECOND = 10**9
@@ -322,10 +323,12 @@ def test_a_start_goes_on_over_restarts(node_with, boot):
     node.create()
     with Client(node.socket, timeout=60) as client:
         client.start(HYPERVISOR, "StartVM", message((1, SANDBOX)), timeout_ns=600 * SECOND)
+        old = 0
         for n in range(3):
             if n:
                 wait_for(node.instances)
-            os.kill(wait_for(node.daemon_pid), signal.SIGKILL)
+            old = wait_for(lambda last=old: node.daemon_pid() not in (0, last) and node.daemon_pid())
+            os.kill(old, signal.SIGKILL)
             time.sleep(0.3)
         assert client.answer(1).code == ttrpc.OK
         assert len(node.instances()) == 1
@@ -352,7 +355,7 @@ def test_a_dead_forwarder_comes_back(node):
     with Client(path) as agent:
         assert agent.call(HEALTH, "Check", b"").code == ttrpc.OK
         for proc in pathlib.Path("/proc").iterdir():
-            if proc.name.isdigit() and (proc / "comm").read_text().startswith("agent-protocol"):
+            if proc.name.isdigit() and comm(proc.name).startswith("agent-protocol"):
                 os.kill(int(proc.name), signal.SIGKILL)
         assert agent.call(HEALTH, "Check", b"").code == ttrpc.OK
     node.stop_vm()
