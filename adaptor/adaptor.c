@@ -23,6 +23,7 @@
 
 #include "adaptor/control.h"
 #include "adaptor/podvminfo.h"
+#include "adaptor/reconcile.h"
 #include "adaptor/rpc.h"
 #include "adaptor/sandbox.h"
 #include "adaptor/service.h"
@@ -199,6 +200,7 @@ int adaptor_new(uv_loop_t *loop, const struct adaptor_config *config, struct pro
     }
     warn_about_restarts();
     fdstore_each(drop_unknown, NULL);
+    a->reconcile = reconcile_begin(a);
     log_info("cloud-api-adaptor " PP_VERSION " serves %s with provider %s (generation %llu)",
              config->socket, provider->type->name, (unsigned long long)a->generation);
     fdstore_notify("READY=1", NULL);
@@ -229,6 +231,7 @@ void adaptor_free(struct adaptor *a)
     a->ending = true;
     rpc_server_free(a->hypervisor);
     rpc_server_free(a->control);
+    reconcile_free(a->reconcile);
     job_pool_free(a->jobs);
     podvminfo_end(a);
     while (a->sandboxes)

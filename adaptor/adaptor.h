@@ -16,6 +16,7 @@ struct sandbox;
 struct adaptor;
 struct rpc_server;
 struct info_waiter;
+struct reconcile;
 
 struct adaptor {
     uv_loop_t *loop;
@@ -33,8 +34,10 @@ struct adaptor {
     bool ending;               /* nothing new is begun; the next process goes on */
     struct sandbox *sandboxes; /* list, newest first */
     unsigned n_sandboxes;
+    unsigned deletions; /* finished since start */
     struct info_waiter *info_waiters;
     struct rpc_server *hypervisor, *control;
+    struct reconcile *reconcile;
 };
 
 /*

@@ -5,6 +5,7 @@
  */
 #include "adaptor/control.h"
 
+#include "adaptor/reconcile.h"
 #include "adaptor/sandbox.h"
 #include "control.pb-c.h"
 #include "relay/fdstore.h"
@@ -114,7 +115,37 @@ static void inspect(struct rpc_call *call, void *owner)
     protobuf_c_message_free_unpacked(&request->base, NULL);
 }
 
+static void orphans(struct rpc_call *call, void *owner)
+{
+    struct adaptor *a = owner;
+    Peerpod__OrphansRequest *request =
+        (void *)rpc_call_decode(call, &peerpod__orphans_request__descriptor);
+    Peerpod__OrphansResponse response = PEERPOD__ORPHANS_RESPONSE__INIT;
+    if (!request)
+        return;
+    if (request->delete_)
+        response.deleting = reconcile_delete(a->reconcile, request->id);
+    _cleanup_free_ Peerpod__Orphan *all = xcalloc(ORPHANS_MAX, sizeof(*all));
+    _cleanup_free_ Peerpod__Orphan **list = xcalloc(ORPHANS_MAX, sizeof(*list));
+    for (const struct orphan *o = reconcile_orphans(a->reconcile); o; o = o->next) {
+        Peerpod__Orphan *m = list[response.n_orphans] = &all[response.n_orphans];
+        response.n_orphans++;
+        peerpod__orphan__init(m);
+        m->instance_id = (char *)o->instance.id;
+        m->instance_name = (char *)o->instance.name;
+        m->sandbox = (char *)o->instance.sandbox;
+        m->boot_id = (char *)o->instance.boot;
+        m->first_seen_unix_ms = o->first_seen_ms;
+        m->deleting = o->deleting;
+        m->verdict = (char *)o->verdict;
+    }
+    response.orphans = list;
+    rpc_call_reply(call, &response.base);
+    protobuf_c_message_free_unpacked(&request->base, NULL);
+}
+
 const struct rpc_method control_methods[] = {
+    {"peerpod.Control", "Orphans", orphans},
     {"peerpod.Control", "Status", status},
     {"peerpod.Control", "Inspect", inspect},
     {NULL, NULL, NULL},

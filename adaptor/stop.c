@@ -57,6 +57,7 @@ static void delete_finished(struct sandbox *sb)
     log_entry(LOG_LEVEL_INFO, sb->record.id, "delete", "sandbox of pod %s/%s is gone%s%s",
               sb->record.namespace, sb->record.pod, *sb->record.instance.id ? ", instance " : "",
               sb->record.instance.id);
+    a->deletions++;
     struct waiter *enders = TAKE_PTR(sb->enders);
     bool ending = a->ending;
     sandbox_free(sb);

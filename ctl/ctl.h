@@ -17,6 +17,7 @@
 int ctl_status(char *const *argv);
 int ctl_inspect(char *const *argv);
 int ctl_logs(char *const *argv);
+int ctl_orphans(char *const *argv);
 int ctl_run(char *const *argv);
 
 /* Parses `sets`; handles -help. Returns 0 to go on, else *ret_exit holds the exit status. synopsis:

@@ -11,6 +11,7 @@ static const struct {
 } commands[] = {
     {"status", ctl_status, "list the daemon and its sandboxes"},
     {"inspect", ctl_inspect, "show one sandbox and its record"},
+    {"orphans", ctl_orphans, "list or delete instances that belong to no sandbox"},
     {"run", ctl_run, "run one pod with one container, as the kata shim would"},
     {"logs", ctl_logs, "reserved: the log of a pod VM's guest programs"},
 };

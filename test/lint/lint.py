@@ -356,7 +356,8 @@ OPTION = re.compile(r"^  (-[\w-]+)(?: ([^ \n]+))?(?:  \[(\w+)\])?\n        (.*)$
 OPTIONS = "# OPTIONS\n"
 # What prints a program's options, where it is not plain --help.
 HELP = {"cloud-api-adaptor": [["local", "--help"]],
-        "peerpodctl": [["status", "--help"], ["inspect", "--help"], ["run", "--help"]]}
+        "peerpodctl": [["status", "--help"], ["inspect", "--help"], ["orphans", "--help"],
+                       ["run", "--help"]]}
 # Pages whose tables are written by `lint.py options`; the others are written by hand.
 WRITTEN = ["cloud-api-adaptor", "peerpodctl"]
 

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the provider has against what the state directory knows (design.md 6): nothing of a running
+node is deleted because the state is empty or wrong; what a reboot left behind goes."""
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+
+import pytest
+import ttrpc
+from conftest import BIN, wait_for
+from node import HEALTH, SANDBOX, Node, annotations
+from ttrpc import Client
+
+QUICK = ("-reconcile-interval", "500ms")
+OLD_BOOT = "11111111-1111-1111-1111-111111111111"
+NEW_BOOT = "22222222-2222-2222-2222-222222222222"
+
+
+@pytest.fixture
+def node_with(short_dir):
+    nodes = []
+
+    def make(*flags, **more):
+        for old in nodes:
+            old.stop()
+        nodes.append(Node(short_dir, *flags, **more))
+        return nodes[-1].start()
+
+    yield make
+    for node in nodes:
+        node.stop()
+        print(node.log())
+
+
+def orphans(node, *more):
+    done = subprocess.run([BIN / "peerpodctl", "orphans", "-o", "json", "-control-socket",
+                           node.control, *more], capture_output=True, text=True, timeout=20)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def kill_both(node):
+    daemon = node.daemon_pid()
+    os.kill(node.program.pid, signal.SIGKILL)
+    os.kill(daemon, signal.SIGKILL)
+    wait_for(lambda: not node.serves())
+
+
+def lose_the_state(node, count):
+    """Starts pods, then takes the daemon and its state directory away."""
+    for n in range(count):
+        assert node.run_pod(f"sandbox-{n}", notes=annotations(pod=f"p{n}"))
+    kill_both(node)
+    shutil.rmtree(node.pods)
+    return len(node.instances())
+
+
+def test_an_empty_state_directory_destroys_nothing(node_with):
+    """Ten running VMs of this boot, and a daemon that knows none of them."""
+    first = node_with()
+    made = lose_the_state(first, 10)
+    node = node_with(*QUICK, "-cluster-uid", "c1", "-orphan-boot-grace", "1ms")
+    time.sleep(1.5)
+    assert orphans(node) == [], "of no cluster, or of another: not even listed"
+    assert len(node.instances()) == made
+    node = node_with(*QUICK, "-orphan-grace", "1ms", "-orphan-boot-grace", "1ms")
+    found = wait_for(lambda: orphans(node))
+    assert len(found) == 10 and all("left alone" in o["verdict"] for o in found)
+    time.sleep(2)
+    assert len(node.instances()) == made, "without a cluster uid nothing unknown is deleted"
+    assert "peerpodctl orphans" in node.log(), "the operator is told"
+
+
+def test_the_operators_word(node_with):
+    made = lose_the_state(node_with("-cluster-uid", "c1"), 3)
+    node = node_with(*QUICK, "-cluster-uid", "c1")
+    found = wait_for(lambda: len(orphans(node)) == 3 and orphans(node))
+    assert all("no sandbox here knows it" in o["verdict"] for o in found)
+    assert len(node.instances()) == made
+    orphans(node, "-delete", found[0]["instance_id"])
+    wait_for(lambda: len(node.instances()) == made * 2 // 3)
+    orphans(node, "-delete")
+    wait_for(lambda: not node.instances() and not orphans(node))
+
+
+def test_vms_of_an_earlier_boot_go_after_the_grace(node_with):
+    made = lose_the_state(node_with("-cluster-uid", "c1", env={"PEERPOD_BOOT_ID": OLD_BOOT}), 2)
+    node = node_with(*QUICK, "-cluster-uid", "c1", "-orphan-boot-grace", "3s",
+                     env={"PEERPOD_BOOT_ID": NEW_BOOT})
+    found = wait_for(lambda: len(orphans(node)) == 2 and orphans(node))
+    assert all("before the node was booted" in o["verdict"] for o in found)
+    assert len(node.instances()) == made, "not before the grace is over"
+    wait_for(lambda: not node.instances(), 15)
+
+
+def test_another_nodes_vms_are_not_ours(node_with):
+    made = lose_the_state(node_with("-cluster-uid", "c1"), 1)
+    node = node_with(*QUICK, "-cluster-uid", "c1", "-node-name", "other", "-orphan-grace", "1ms")
+    time.sleep(2)
+    assert orphans(node) == [] and len(node.instances()) == made
+
+
+def test_sandboxes_of_an_earlier_boot_are_deleted(node_with):
+    """The records tell: they were written before the reboot."""
+    node = node_with(env={"PEERPOD_BOOT_ID": OLD_BOOT})
+    node.run_pod()
+    kill_both(node)
+    node = node_with(env={"PEERPOD_BOOT_ID": NEW_BOOT})
+    node.wait_gone()
+
+
+def test_a_running_pod_whose_instance_is_gone_fails(node_with):
+    node = node_with(*QUICK)
+    path = node.run_pod()
+    with Client(path) as agent:
+        assert agent.call(HEALTH, "Check", b"").code == ttrpc.OK
+        time.sleep(1)
+        assert agent.call(HEALTH, "Check", b"").code == ttrpc.OK, "looks do no harm"
+        assert orphans(node) == []
+        for instance in (node.registry / "instances").iterdir():
+            shutil.rmtree(instance)  # somebody has deleted it at the cloud
+        assert agent.closed_by_peer()
+    assert node.stop_vm().code == ttrpc.OK
+    node.wait_gone()
