@@ -2,10 +2,11 @@
 /*
  * A relay on the loop.
  *
- * Model: run() does what can be done now: flush the out ring, read once into the in ring. It is
+ * Model: run() does what can be done now: flush the out ring, read into the in ring. It is
  * called when the socket polls ready and, behind the poll, once for any number of kicks; so bytes
  * that arrive in many small commits leave in one write, and no callback ever comes from inside a
- * kick. Which readiness is polled for follows from the last attempt: READABLE unless reading is
+ * kick. A kick with nothing to flush, and none of our side in the way of reading, is no turn of the
+ * loop: each message would cost a second one. Which readiness is polled for follows from the last attempt: READABLE unless reading is
  * blocked by our side (ring full, the owner's limit, no disk blocks: then a kick or the timer tries
  * again), WRITABLE while the socket takes no more.
  *

@@ -5,6 +5,7 @@
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 
 #include <cmocka.h>
@@ -90,6 +91,97 @@ static void test_no_sigpipe(void **state)
     pair_close(&p);
 }
 
+static size_t in_socket(int fd)
+{
+    int n = 0;
+    assert_int_equal(ioctl(fd, FIONREAD, &n), 0);
+    return (size_t)n;
+}
+
+/* Corked records leave together, and only then. */
+static void test_cork(void **state)
+{
+    struct pair p = {0};
+    char in[8] = "";
+    pair_open(&p);
+    shake(&p);
+    SSL_read(p.ssl[1], in, sizeof(in)); /* what the handshake has left */
+    assert_false(tls_connection_unsent(p.ssl[0]));
+    tls_connection_cork(p.ssl[0]);
+    for (int i = 0; i < 3; i++)
+        assert_int_equal(SSL_write(p.ssl[0], &"abc"[i], 1), 1);
+    assert_true(tls_connection_unsent(p.ssl[0]));
+    assert_int_equal(in_socket(p.fd[1]), 0);
+    assert_int_equal(tls_connection_flush(p.ssl[0]), 0);
+    assert_false(tls_connection_unsent(p.ssl[0]));
+    tls_connection_trim(p.ssl[0]);
+    assert_int_equal(SSL_write(p.ssl[0], "d", 1), 1); /* not corked: at once */
+    for (int i = 0; i < 4; i++)
+        assert_int_equal(SSL_read(p.ssl[1], in + i, 1), 1);
+    assert_string_equal(in, "abcd");
+    shutdown(p.fd[1], SHUT_RDWR);
+    tls_connection_cork(p.ssl[0]);
+    assert_int_equal(SSL_write(p.ssl[0], "x", 1), 1);
+    assert_int_equal(tls_connection_flush(p.ssl[0]), -EPIPE);
+    pair_close(&p);
+}
+
+/* A socket that takes no more: nothing is lost, repeated or reordered, whatever was corked. */
+static void test_full_socket(void **state)
+{
+    static uint8_t record[2][16384];
+    struct pair p = {0};
+    uint32_t sent = 0, got = 0;
+    bool full = false;
+    pair_open(&p);
+    shake(&p);
+    for (int turn = 0; turn < 400 || got < sent; turn++) {
+        if (turn < 400 && turn % 3)
+            tls_connection_cork(p.ssl[0]);
+        for (int i = 0; turn < 400 && i < turn % 11; i++) {
+            memset(record[0], (int)(sent % 251), sizeof(record[0]));
+            if (SSL_write(p.ssl[0], record[0], sizeof(record[0])) <= 0)
+                break;
+            sent++;
+        }
+        int r = tls_connection_flush(p.ssl[0]);
+        assert_true(r == 0 || r == -EAGAIN);
+        full |= r == -EAGAIN;
+        for (int i = 0; i < 4 && got < sent; i++) {
+            int n = SSL_read(p.ssl[1], record[1], sizeof(record[1]));
+            if (n <= 0)
+                break;
+            assert_int_equal(n, sizeof(record[1]));
+            assert_int_equal(record[1][0], got % 251);
+            assert_int_equal(record[1][n - 1], got % 251);
+            got++;
+        }
+    }
+    assert_true(full && sent > 100);
+    assert_int_equal(in_socket(p.fd[1]), 0);
+    pair_close(&p);
+}
+
+/* A read that has emptied the socket is not repeated before the poll has told of more. */
+static void test_readable(void **state)
+{
+    struct pair p = {0};
+    char in[8];
+    pair_open(&p);
+    shake(&p);
+    tls_connection_readable(p.ssl[1]);
+    assert_int_equal(SSL_write(p.ssl[0], "a", 1), 1);
+    assert_int_equal(SSL_read(p.ssl[1], in, sizeof(in)), 1);
+    assert_int_equal(SSL_write(p.ssl[0], "b", 1), 1);
+    int n = SSL_read(p.ssl[1], in, sizeof(in));
+    assert_int_equal(SSL_get_error(p.ssl[1], n), SSL_ERROR_WANT_READ);
+    assert_true(in_socket(p.fd[1]) > 0);
+    tls_connection_readable(p.ssl[1]);
+    assert_int_equal(SSL_read(p.ssl[1], in, sizeof(in)), 1);
+    assert_int_equal(in[0], 'b');
+    pair_close(&p);
+}
+
 static void test_pem(void **state)
 {
     struct err err = ERR_INIT;
@@ -132,9 +224,9 @@ static void test_pem(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_handshake),
-        cmocka_unit_test(test_no_sigpipe),
-        cmocka_unit_test(test_pem),
+        cmocka_unit_test(test_handshake), cmocka_unit_test(test_no_sigpipe),
+        cmocka_unit_test(test_cork),      cmocka_unit_test(test_full_socket),
+        cmocka_unit_test(test_readable),  cmocka_unit_test(test_pem),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
