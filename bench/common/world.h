@@ -31,7 +31,8 @@ struct pod {
 int world_here(struct world *w, struct err *err);
 
 /* Makes net, mount, pid and uts namespaces with an empty /run and calls run(arg) as PID 1 in them:
- * its end ends all. Returns run's value; a negative errno with err set when there is no way. */
+ * its end ends all, this program too, with run's value as its status. Returns only a negative errno,
+ * with err set, when there is no way. */
 int world_run(int (*run)(void *arg), void *arg, struct err *err);
 
 /* The keeper and the daemon with default options, native mode, and this agent in the VMs.

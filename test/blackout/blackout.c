@@ -329,10 +329,7 @@ int main(int argc, char **argv)
     }
     int r = world_here(&b.world, &err);
     if (r == 0)
-        r = world_run(run_inside, &b, &err);
-    if (r < 0) {
-        fprintf(stderr, "blackout: %s\n", err_text(&err));
-        return print_json(&b, &err) ? 0 : 1;
-    }
-    return r;
+        world_run(run_inside, &b, &err);
+    fprintf(stderr, "blackout: %s\n", err_text(&err));
+    return print_json(&b, &err) ? 0 : 1;
 }
