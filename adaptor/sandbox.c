@@ -361,18 +361,26 @@ static void recover_as_deleting(struct sandbox *sb, const char *why)
     sandbox_stop(sb, why);
 }
 
-/* Does this directory, which has no record, hold only what a CreateVM that did not end makes? */
+static bool is_relay_file(const char *name)
+{
+    size_t digits = strspn(name + (*name == 'c'), "0123456789");
+    return *name == 'c' && digits > 0 && str_eq(name + 1 + digits, ".relay");
+}
+
+/* Does this directory, which has no record, hold only what a CreateVM or a removal that did not end
+ * leaves? */
 static bool is_unfinished(int dirfd)
 {
     static const char *const names[] = {RECORD_FILE, KEY_FILE,      CERT_FILE,
-                                        SECRET_FILE, INITDATA_FILE, SOCKET_FILE};
+                                        SECRET_FILE, INITDATA_FILE, SOCKET_FILE,
+                                        "apf.json",  "server.crt",  "server.key"};
     int fd = openat(dirfd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     DIR *dir = fd < 0 ? NULL : fdopendir(fd);
     bool ours = dir;
     if (!dir)
         return false;
     for (struct dirent *e; ours && (e = readdir(dir));) {
-        ours = str_eq(e->d_name, ".") || str_eq(e->d_name, "..");
+        ours = str_eq(e->d_name, ".") || str_eq(e->d_name, "..") || is_relay_file(e->d_name);
         for (size_t i = 0; i < ARRAY_SIZE(names) && !ours; i++) {
             size_t len = strlen(names[i]);
             ours = strncmp(e->d_name, names[i], len) == 0 &&
@@ -434,7 +442,8 @@ int sandbox_recover(struct adaptor *a, const char *name, struct err *err)
     if (r == -EPROTONOSUPPORT)
         return err_set(err, r, "sandbox %s: %s", name, local.text);
     if (r == -ENOENT && is_unfinished(dir)) {
-        log_entry(LOG_LEVEL_INFO, name, "recover", "a CreateVM that did not end: removed");
+        log_entry(LOG_LEVEL_INFO, name, "recover",
+                  "a CreateVM or a removal that did not end: removed");
         fs_remove_tree(a->pods_fd, name, NULL);
         return 0;
     }

@@ -75,12 +75,13 @@ def test_what_is_not_ours_is_left_alone(node):
     (node.pods / "notes").write_text("a file")
     (node.pods / "empty").mkdir()
     (node.pods / "half").mkdir()
-    for name in ("client.key", "client.crt.new", "secret", "initdata", "agent.ttrpc", "sandbox.json.new"):
+    for name in ("client.key", "client.crt.new", "secret", "initdata", "agent.ttrpc", "sandbox.json.new",
+                 "apf.json", "c17.relay", "server.crt"):
         (node.pods / "half" / name).write_text("")
     kill(node)
     assert (node.pods / "holiday" / "photo.jpg").read_text() == "irreplaceable"
     assert (node.pods / "notes").exists()
-    assert not (node.pods / "half").exists(), "what a CreateVM that did not end had made"
+    assert not (node.pods / "half").exists(), "what a CreateVM or a removal that did not end leaves"
     assert not (node.pods / "empty").exists()
 
 
