@@ -93,7 +93,10 @@ static int raise_generation(struct adaptor *a, struct err *err)
     return r < 0 ? err_set(err, r, "%s", local_write.text) : 0;
 }
 
-static int recover(struct adaptor *a, struct err *err)
+/* Calls fn for each directory entry that may be a sandbox, until one fails. */
+static int each_sandbox(struct adaptor *a,
+                        int (*fn)(struct adaptor *a, const char *name, struct err *err),
+                        struct err *err)
 {
     int fd = openat(a->pods_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     DIR *dir = fd < 0 ? NULL : fdopendir(fd);
@@ -103,8 +106,17 @@ static int recover(struct adaptor *a, struct err *err)
         return err_errno(err, -errno, "reading %s", a->pods_dir);
     for (struct dirent *e; r == 0 && (e = readdir(dir));)
         if (str_check_sandbox_id(e->d_name, &why) == 0)
-            r = sandbox_recover(a, e->d_name, err);
+            r = fn(a, e->d_name, err);
     closedir(dir);
+    return r;
+}
+
+/* All formats are looked at before anything is touched: a newer daemon's state is left whole. */
+static int recover(struct adaptor *a, struct err *err)
+{
+    int r = each_sandbox(a, sandbox_check_format, err);
+    if (r == 0)
+        r = each_sandbox(a, sandbox_recover, err);
     if (a->n_sandboxes)
         log_info("%u sandboxes found in %s", a->n_sandboxes, a->pods_dir);
     return r;

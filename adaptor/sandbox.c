@@ -430,6 +430,20 @@ static void recover_record(struct sandbox *sb)
     }
 }
 
+int sandbox_check_format(struct adaptor *a, const char *name, struct err *err)
+{
+    struct err local = ERR_INIT;
+    struct record record;
+    _cleanup_close_ int dir =
+        openat(a->pods_fd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    int r = dir < 0 ? -ENOENT : record_read(dir, &record, &local);
+    if (r == -EPROTONOSUPPORT)
+        return err_set(err, r, "sandbox %s: %s", name, local.text);
+    if (r == 0)
+        record_done(&record);
+    return 0;
+}
+
 int sandbox_recover(struct adaptor *a, const char *name, struct err *err)
 {
     struct err local = ERR_INIT;
@@ -439,8 +453,6 @@ int sandbox_recover(struct adaptor *a, const char *name, struct err *err)
     if (dir < 0)
         return 0; /* not a directory: not ours */
     int r = record_read(dir, &record, &local);
-    if (r == -EPROTONOSUPPORT)
-        return err_set(err, r, "sandbox %s: %s", name, local.text);
     if (r == -ENOENT && is_unfinished(dir)) {
         log_entry(LOG_LEVEL_INFO, name, "recover",
                   "a CreateVM or a removal that did not end: removed");

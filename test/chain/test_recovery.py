@@ -301,3 +301,24 @@ def test_a_daemon_without_descriptors_does_not_spin(node_with):
         second.close()
     node.stop_vm()
     node.wait_gone()
+
+
+def test_a_newer_format_stops_the_older_daemon_and_nothing_is_touched(node):
+    """The keeper holds on; the newer daemon finds everything as it was."""
+    path = node.run_pod()
+    record = node.pods / SANDBOX / "sandbox.json"
+    with Client(path) as agent:
+        assert agent.call(HEALTH, "Check", b"").code == ttrpc.OK
+        ours = record.read_text()
+        assert '"version_major":1' in ours
+        newer = ours.replace('"version_major":1', '"version_major":2', 1)
+        record.write_text(newer)
+        os.kill(node.daemon_pid(), signal.SIGKILL)
+        wait_for(lambda: "use the newer version" in node.log())
+        time.sleep(0.5)
+        assert record.read_text() == newer, "left whole"
+        record.write_text(ours)  # "the newer daemon"
+        assert agent.call(HEALTH, "Check", b"").code == ttrpc.OK, "on the connection of before"
+        wait_for(node.serves)
+    assert node.stop_vm().code == ttrpc.OK
+    node.wait_gone()
