@@ -3,7 +3,7 @@
 
 KILLS ?= 20000
 FUZZ_TIME ?= 60
-BENCH_RUNS ?= 7
+BENCH_RUNS ?= 9
 PREFIX ?= /usr/local
 DESTDIR ?=
 JOBS ?= 2
@@ -42,7 +42,7 @@ kill-loop: ## the relay's kill loop in its long form (KILLS=20000); the last lin
 	@scripts/build dev kill_loop >&2
 	@build/bin/kill_loop --kills $(KILLS)
 
-bench-tunnel: ## the tunnel beside a plain relay and stunnel (root; BENCH_RUNS=7); the last line is JSON
+bench-tunnel: ## the tunnel beside a plain relay and stunnel (root; BENCH_RUNS=9); the last line is JSON
 	@scripts/setup --build >&2
 	@scripts/build release bench_tunnel >&2
 	@BENCH_RUNS=$(BENCH_RUNS) BENCH_LOG=build/bench-tunnel.log build/release/bin/bench_tunnel

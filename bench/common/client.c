@@ -42,7 +42,10 @@ void client_close(struct client *c)
 int client_timeout(struct client *c, int64_t ms)
 {
     struct timeval tv = {.tv_sec = ms / 1000, .tv_usec = ms % 1000 * 1000};
-    return setsockopt(c->fd, SOL_SOCKET, SO_RCVTIMEO, &tv, sizeof(tv)) < 0 ? -errno : 0;
+    return setsockopt(c->fd, SOL_SOCKET, SO_RCVTIMEO, &tv, sizeof(tv)) < 0 ||
+                   setsockopt(c->fd, SOL_SOCKET, SO_SNDTIMEO, &tv, sizeof(tv)) < 0
+               ? -errno
+               : 0;
 }
 
 static int write_all(int fd, struct iovec *iov, int n)
@@ -53,7 +56,7 @@ static int write_all(int fd, struct iovec *iov, int n)
         if (wrote < 0 && errno == EINTR)
             continue;
         if (wrote < 0)
-            return -errno;
+            return errno == EAGAIN ? -ETIMEDOUT : -errno;
         while (n > 0 && (size_t)wrote >= iov->iov_len) {
             wrote -= (ssize_t)iov->iov_len;
             iov++;
