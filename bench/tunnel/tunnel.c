@@ -11,8 +11,10 @@
  *     ours      daemon and forwarder, release, default options, after CreateVM and StartVM
  *
  * The three pairs cross the same veth into the VM's network namespace. The machine is never quiet,
- * so nothing is compared across time: each run measures each phase on all four, one right behind
- * the other and starting with another one each time, and what counts are medians over the runs.
+ * so nothing is compared across time: a run consists of slices of some ms, each measures each phase on
+ * all four, one right behind the other and starting with another one each time. A run's throughput
+ * is the median of its slices, its latencies are those of all its calls; what counts are medians
+ * over the runs.
  *
  * CPU time is that of client, agent and all processes between them (their CLOCK_PROCESS_CPUTIME,
  * which counts in nanoseconds and includes the packets that they push through the veth);
@@ -37,10 +39,11 @@
 #define RUNS_DEFAULT 9
 #define RUNS_MAX 101
 #define RUNS_JUDGED 5 /* fewer prove nothing: no goal is judged */
-#define CALLS 2000
-#define WARM_CALLS 50
-#define READ_BYTES ((uint64_t)48 << 20)
-#define COPY_BYTES ((uint64_t)64 << 20)
+#define SLICES 16     /* of a run; of each slice: */
+#define SLICE_CALLS 150
+#define WARM_CALLS 10
+#define READ_BYTES ((uint64_t)3 << 20)
+#define COPY_BYTES ((uint64_t)4 << 20)
 #define READERS 8
 #define PORT_PLAIN "15161"
 #define PORT_STUNNEL "15162"
@@ -60,15 +63,20 @@ struct cpu {
     double all, relays; /* seconds */
 };
 
+struct slices {
+    double took[SLICES * SLICE_CALLS]; /* us */
+    double mb_s[COPY - READ + 1][SLICES];
+    struct cpu calls, bulk;
+};
+
 struct bench {
     int runs;
     struct world world;
     struct pod pod;
     struct client client[VARIANTS];
     pid_t relays[VARIANTS][2], agent;
-    uint32_t stream; /* of the next phase: agent's streams go on */
     double figures[VARIANTS][FIGURES][RUNS_MAX];
-    struct cpu bulk[VARIANTS]; /* of this run's throughput phases */
+    struct slices slices[VARIANTS]; /* of this run */
     double notice[RUNS_MAX];
 };
 
@@ -94,6 +102,12 @@ static struct cpu cpu_since(const struct bench *b, enum variant v, struct cpu be
 {
     struct cpu now = cpu_now(b, v);
     return (struct cpu){.all = now.all - before.all, .relays = now.relays - before.relays};
+}
+
+static void cpu_add(struct cpu *sum, struct cpu more)
+{
+    sum->all += more.all;
+    sum->relays += more.relays;
 }
 
 static int by_value(const void *a, const void *b)
@@ -123,26 +137,21 @@ static int receive(struct client *c, size_t len, struct err *err)
     return 0;
 }
 
-static int phase_calls(struct bench *b, enum variant v, int run, struct err *err)
+static int slice_calls(struct bench *b, enum variant v, int slice, struct err *err)
 {
-    static double took[CALLS];
     struct client *c = &b->client[v];
+    struct slices *s = &b->slices[v];
     struct cpu before = {0};
     int r = 0;
-    for (int i = -WARM_CALLS; r == 0 && i < CALLS; i++) {
+    for (int i = -WARM_CALLS; r == 0 && i < SLICE_CALLS; i++) {
         if (i == 0)
             before = cpu_now(b, v);
         int64_t start = clock_mono_us();
         r = client_check(c) < 0 ? -EPIPE : receive(c, 0, err);
         if (i >= 0)
-            took[i] = (double)(clock_mono_us() - start);
+            s->took[slice * SLICE_CALLS + i] = (double)(clock_mono_us() - start);
     }
-    struct cpu cpu = cpu_since(b, v, before);
-    qsort(took, CALLS, sizeof(*took), by_value);
-    b->figures[v][P50][run] = took[CALLS / 2];
-    b->figures[v][P99][run] = took[CALLS * 99 / 100];
-    b->figures[v][CPU_CALL][run] = cpu.all * 1e6 / CALLS;
-    b->figures[v][RELAY_CALL][run] = cpu.relays * 1e6 / CALLS;
+    cpu_add(&s->calls, cpu_since(b, v, before));
     return r;
 }
 
@@ -168,19 +177,19 @@ static int stream_calls(struct bench *b, enum variant v, int n, int at_once, boo
     return 0;
 }
 
-static int phase_bulk(struct bench *b, enum variant v, int run, enum figure figure, struct err *err)
+static int slice_bulk(struct bench *b, enum variant v, int slice, enum figure figure,
+                      struct err *err)
 {
     bool copy = figure == COPY;
     uint64_t bytes = copy ? COPY_BYTES : READ_BYTES;
     int n = (int)(bytes / (copy ? TRAFFIC_COPY : TRAFFIC_READ));
+    struct slices *s = &b->slices[v];
     struct cpu before = cpu_now(b, v);
     int64_t start = clock_mono_us();
     int r = stream_calls(b, v, n, figure == READ8 ? READERS : 1, copy, err);
     int64_t took = clock_mono_us() - start;
-    struct cpu cpu = cpu_since(b, v, before);
-    b->bulk[v].all += cpu.all;
-    b->bulk[v].relays += cpu.relays;
-    b->figures[v][figure][run] = (double)bytes / (double)MAX(took, (int64_t)1);
+    cpu_add(&s->bulk, cpu_since(b, v, before));
+    s->mb_s[figure - READ][slice] = (double)bytes / (double)MAX(took, (int64_t)1);
     return r;
 }
 
@@ -192,26 +201,50 @@ static bool wanted(enum variant v, enum figure phase)
            (!figure || str_eq(figure, figure_names[phase]));
 }
 
+/* Each variant in turn, the first another one each time. */
+static int measure_slice(struct bench *b, int slice, enum figure phase, struct err *err)
+{
+    for (int i = 0; i < VARIANTS; i++) {
+        enum variant v = (enum variant)((i + slice) % VARIANTS);
+        if (!wanted(v, phase))
+            continue;
+        int r = phase == P50 ? slice_calls(b, v, slice, err) : slice_bulk(b, v, slice, phase, err);
+        if (r < 0)
+            return err_wrap(err, r, "%s, %s", variant_names[v], figure_names[phase]);
+    }
+    return 0;
+}
+
+static void run_figures(struct bench *b, enum variant v, int run)
+{
+    const double calls = SLICES * SLICE_CALLS;
+    const double mib = (double)(SLICES * ((2 * READ_BYTES + COPY_BYTES) >> 20));
+    struct slices *s = &b->slices[v];
+    double(*f)[RUNS_MAX] = b->figures[v];
+    qsort(s->took, ARRAY_SIZE(s->took), sizeof(s->took[0]), by_value);
+    f[P50][run] = s->took[ARRAY_SIZE(s->took) / 2];
+    f[P99][run] = s->took[ARRAY_SIZE(s->took) * 99 / 100];
+    for (int i = READ; i <= COPY; i++)
+        f[i][run] = median(s->mb_s[i - READ], SLICES);
+    f[CPU_CALL][run] = s->calls.all * 1e6 / calls;
+    f[RELAY_CALL][run] = s->calls.relays * 1e6 / calls;
+    f[CPU_MIB][run] = s->bulk.all * 1e3 / mib;
+    f[RELAY_MIB][run] = s->bulk.relays * 1e3 / mib;
+}
+
 static int measure_run(struct bench *b, int run, struct err *err)
 {
     static const enum figure phases[] = {P50, READ, READ8, COPY};
-    const double mib = (double)((2 * READ_BYTES + COPY_BYTES) >> 20);
-    memset(b->bulk, 0, sizeof(b->bulk));
-    for (size_t p = 0; p < ARRAY_SIZE(phases); p++) {
-        for (int i = 0; i < VARIANTS; i++) {
-            enum variant v = (enum variant)((i + run) % VARIANTS);
-            if (!wanted(v, phases[p]))
-                continue;
-            int r = phases[p] == P50 ? phase_calls(b, v, run, err)
-                                     : phase_bulk(b, v, run, phases[p], err);
+    memset(b->slices, 0, sizeof(b->slices));
+    for (int slice = 0; slice < SLICES; slice++) {
+        for (size_t p = 0; p < ARRAY_SIZE(phases); p++) {
+            int r = measure_slice(b, slice, phases[p], err);
             if (r < 0)
-                return err_wrap(err, r, "%s, %s", variant_names[v], figure_names[phases[p]]);
+                return r;
         }
     }
-    for (int v = 0; v < VARIANTS; v++) {
-        b->figures[v][CPU_MIB][run] = b->bulk[v].all * 1e3 / mib;
-        b->figures[v][RELAY_MIB][run] = b->bulk[v].relays * 1e3 / mib;
-    }
+    for (int v = 0; v < VARIANTS; v++)
+        run_figures(b, (enum variant)v, run);
     return 0;
 }
 
