@@ -34,7 +34,8 @@ struct adaptor {
     bool ending;               /* nothing new is begun; the next process goes on */
     struct sandbox *sandboxes; /* list, newest first */
     unsigned n_sandboxes;
-    unsigned deletions; /* finished since start */
+    unsigned deletions;  /* finished since start */
+    uint32_t next_vxlan; /* goes round */
     struct info_waiter *info_waiters;
     struct rpc_server *hypervisor, *control;
     struct reconcile *reconcile;

@@ -127,6 +127,16 @@ static int get_tunnel(struct json_object *o, struct record *r, struct err *err)
     return 0;
 }
 
+static int get_network(struct json_object *o, struct record *r, struct err *err)
+{
+    int64_t id = 0;
+    int e = get_number(o, "vxlan_id", (1 << 24) - 1, &id, err);
+    if (e == 0)
+        e = get_text(o, "pod_interface", r->pod_interface, sizeof(r->pod_interface), false, err);
+    r->vxlan_id = (uint32_t)id;
+    return e;
+}
+
 static int get_all(struct json_object *o, struct record *r, struct err *err)
 {
     int e = get_text(o, "id", r->id, sizeof(r->id), true, err);
@@ -207,6 +217,8 @@ int record_read(int dirfd, struct record *ret, struct err *err)
         e = get_tunnel(r.raw, &r, err);
     if (e == 0)
         e = check_words(&r, err);
+    if (e == 0)
+        e = get_network(r.raw, &r, err);
     const char *why;
     if (e == 0 && str_check_sandbox_id(r.id, &why) < 0)
         e = err_set(err, -EBADMSG, "key \"id\" is not a sandbox id: %s", why);
@@ -248,6 +260,8 @@ static void put_all(struct record *r)
     json_add_string(o, "instance_name", r->instance.name);
     json_add_i64(o, "next_channel", r->next_channel);
     json_add_bool(o, "plain", r->plain);
+    json_add_i64(o, "vxlan_id", r->vxlan_id);
+    json_add_string(o, "pod_interface", r->pod_interface);
     json_add_string(o, "last_error", r->last_error);
 }
 

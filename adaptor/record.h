@@ -5,6 +5,8 @@
  */
 #pragma once
 
+#include <net/if.h>
+
 #include "base/fs.h"
 #include "base/json.h"
 #include "base/str.h"
@@ -46,6 +48,8 @@ struct record {
     bool enrolled;
     bool plain; /* its VM was started in plain mode; absent in a record: not */
     uint32_t next_channel;
+    uint32_t vxlan_id;            /* 0: none yet */
+    char pod_interface[IFNAMSIZ]; /* "": not inspected yet */
     char last_error[ERR_TEXT_MAX];
     struct json_object *raw; /* as read: fields of a newer minor version live here; owned */
 };

@@ -12,6 +12,7 @@
 
 #define SANDBOX_SECRET_SIZE 32
 
+struct apf;
 struct shimconn;
 struct plainmode;
 
@@ -93,6 +94,17 @@ int sandbox_address(struct sandbox *sb, struct sockaddr_storage *ret, socklen_t 
                     struct err *err);
 /* Makes the tunnel of a sandbox whose instance has an address, and dials. */
 int sandbox_tunnel_open(struct sandbox *sb, struct err *err);
+
+/* -- the pod's network in StartVM (network.c) -- */
+
+/* Gives the sandbox a VXLAN id of its own; does not save. */
+int sandbox_network_reserve(struct sandbox *sb, struct err *err);
+/* On the loop, with the pod's network in apf->network, which it may take; negative fails StartVM. */
+typedef int sandbox_network_fn(struct sandbox *sb, struct apf *apf, struct err *err);
+/* Starts the job that inspects the pod's network, and sets it up when the VM's address is known.
+ * Its failure, and StopVM, are seen to. */
+int sandbox_network_begin(struct sandbox *sb, bool setup, sandbox_network_fn *next,
+                          struct err *err);
 
 /* -- StopVM (stop.c) -- */
 

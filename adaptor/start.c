@@ -3,8 +3,10 @@
  * StartVM: from a record to a pod VM whose agent answers.
  *
  *   write the record (STARTING)  before the provider hears of it: no VM without a record
+ *   job: inspect the pod's network (network.c), for the user data
  *   job: create                  -> the instance's id into the record, also when it failed half-way
  *   job: wait for addresses      -> into the record
+ *   job: set up the pod's network (network.c)
  *   tunnel: dial, TLS, hello, enrolment (tunnel.c); its callbacks come here
  *   agent ready                  -> RUNNING, and the waiting StartVM calls are answered
  *
@@ -151,9 +153,11 @@ static int fill_native_apf(struct sandbox *sb, struct apf *apf, struct err *err)
     return r;
 }
 
-static int apf_text(struct sandbox *sb, char **ret, size_t *ret_len, struct err *err)
+static int apf_text(struct sandbox *sb, struct apf *network, char **ret, size_t *ret_len,
+                    struct err *err)
 {
-    struct apf apf = {0};
+    struct apf apf = {.has_network = true, .network = network->network};
+    network->network = (struct apf_network){0};
     int r = sb->record.plain ? plainmode_fill_apf(sb, &apf, err) : fill_native_apf(sb, &apf, err);
     apf.pod_name = xstrdup(sb->record.pod);
     apf.pod_namespace = xstrdup(sb->record.namespace);
@@ -208,12 +212,13 @@ static void set_digest(struct sandbox *sb, const char *initdata)
         str_hex(digest, sizeof(digest), rec->spec_digest);
 }
 
-static int build_user_data(struct sandbox *sb, struct vm_job *j, struct err *err)
+static int build_user_data(struct sandbox *sb, struct vm_job *j, struct apf *network,
+                           struct err *err)
 {
     _cleanup_free_ char *apf = NULL;
     _cleanup_free_ char *initdata = NULL;
     size_t apf_len = 0, initdata_len = 0, n = 1;
-    int r = apf_text(sb, &apf, &apf_len, err);
+    int r = apf_text(sb, network, &apf, &apf_len, err);
     if (r == 0)
         r = initdata_text(sb, &initdata, &initdata_len, err);
     if (r == 0)
@@ -456,6 +461,18 @@ static int dial_begin(struct sandbox *sb, struct err *err)
     return sb->record.plain ? plain_begin(sb, err) : sandbox_tunnel_open(sb, err);
 }
 
+static int setup_next(struct sandbox *sb, struct apf *apf, struct err *err)
+{
+    (void)apf;
+    return dial_begin(sb, err);
+}
+
+static int setup_begin(struct sandbox *sb, struct err *err)
+{
+    sb->step = "setting up the pod's network";
+    return sandbox_network_begin(sb, true, setup_next, err);
+}
+
 static void wait_done(void *arg, bool ran)
 {
     struct vm_job *j = arg;
@@ -472,8 +489,8 @@ static void wait_done(void *arg, bool ran)
         sandbox_start_fail(sb, "wait", &j->err);
     } else {
         sb->record.instance = j->instance;
-        if (sandbox_save(sb, &err) < 0 || dial_begin(sb, &err) < 0)
-            sandbox_start_fail(sb, "tunnel", &err);
+        if (sandbox_save(sb, &err) < 0 || setup_begin(sb, &err) < 0)
+            sandbox_start_fail(sb, "network", &err);
     }
     vm_job_free(j);
 }
@@ -515,23 +532,43 @@ static void create_done(void *arg, bool ran)
     vm_job_free(j);
 }
 
-static int create_begin(struct sandbox *sb, bool look_first, struct err *err)
+static int create_with(struct sandbox *sb, struct apf *network, bool look_first, struct err *err)
 {
     struct vm_job *j = vm_job_new(sb);
     j->look_first = look_first;
+    sb->step = "creating the instance";
     add_tags(j, sb);
-    int r = build_user_data(sb, j, err);
-    if (r == 0 && !look_first) {
-        sb->record.state = SANDBOX_STARTING;
-        sb->record.started_ms = clock_real_ms();
+    int r = build_user_data(sb, j, network, err);
+    if (r == 0)
         r = sandbox_save(sb, err);
-    }
     if (r == 0)
         r = job_start(sb->adaptor->jobs, JOB_CREATE, "create", 0, create_run, create_done, j,
                       &sb->job, err);
     if (r < 0)
         vm_job_free(j);
     return r;
+}
+
+static int create_next(struct sandbox *sb, struct apf *apf, struct err *err)
+{
+    return create_with(sb, apf, false, err);
+}
+
+static int look_next(struct sandbox *sb, struct apf *apf, struct err *err)
+{
+    return create_with(sb, apf, true, err);
+}
+
+static int create_begin(struct sandbox *sb, bool look_first, struct err *err)
+{
+    sb->step = "inspecting the pod's network";
+    sb->record.state = SANDBOX_STARTING;
+    if (!look_first)
+        sb->record.started_ms = clock_real_ms();
+    int r = sandbox_network_reserve(sb, err);
+    if (r == 0)
+        r = sandbox_save(sb, err);
+    return r < 0 ? r : sandbox_network_begin(sb, false, look_first ? look_next : create_next, err);
 }
 
 static int64_t start_bound_ms(const struct sandbox *sb, int64_t timeout_ns)
@@ -590,7 +627,7 @@ void sandbox_start_resume(struct sandbox *sb)
     else if (!sb->record.instance.n_addresses)
         wait_begin(sb);
     else
-        r = dial_begin(sb, &err);
+        r = setup_begin(sb, &err);
     if (r < 0)
         sandbox_start_fail(sb, "recover", &err);
 }

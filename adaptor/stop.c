@@ -13,6 +13,7 @@
  */
 #include <errno.h>
 
+#include "adaptor/podnet.h"
 #include "adaptor/sandbox.h"
 #include "base/log.h"
 
@@ -24,24 +25,36 @@ struct delete_job {
     char token[RECORD_TOKEN_LEN + 1];
     struct provider *provider;
     struct instance instance;
+    uint32_t vxlan_id; /* 0: there is no network of it */
+    char netns[sizeof(((struct record *)0)->netns)], pod_interface[IFNAMSIZ];
     int result;
     struct err err;
 };
 
-static void delete_run(struct job *job, void *arg)
+static int delete_instance(struct job *job, struct delete_job *j)
 {
-    struct delete_job *j = arg;
     const struct provider_type *type = j->provider->type;
     if (!*j->instance.id) {
         int r = type->find(j->provider, job, j->instance.sandbox, &j->instance, &j->err);
         if (r == -ENOENT)
-            return; /* nothing was made */
-        if (r < 0) {
-            j->result = r;
-            return;
-        }
+            return 0; /* nothing was made */
+        if (r < 0)
+            return r;
     }
-    j->result = type->delete (j->provider, job, &j->instance, &j->err);
+    return type->delete (j->provider, job, &j->instance, &j->err);
+}
+
+/* Neither waits for the other's success. */
+static void delete_run(struct job *job, void *arg)
+{
+    struct delete_job *j = arg;
+    struct err network = ERR_INIT;
+    int r = 0;
+    if (j->vxlan_id)
+        r = podnet_teardown(j->netns, j->pod_interface, j->vxlan_id, &network);
+    j->result = delete_instance(job, j);
+    if (r < 0 && j->result == 0)
+        j->result = err_set(&j->err, r, "%s", network.text);
 }
 
 static void delete_failed(struct sandbox *sb, struct err *err);
@@ -107,6 +120,10 @@ static void delete_begin(struct sandbox *sb)
     j->provider = sb->adaptor->provider;
     memcpy(j->token, sb->record.token, sizeof(j->token));
     j->instance = sb->record.instance;
+    if (*sb->record.pod_interface && str_eq(sb->record.boot, sb->adaptor->boot))
+        j->vxlan_id = sb->record.vxlan_id;
+    memcpy(j->netns, sb->record.netns, sizeof(j->netns));
+    memcpy(j->pod_interface, sb->record.pod_interface, sizeof(j->pod_interface));
     if (job_start(sb->adaptor->jobs, JOB_DELETE, "delete", 0, delete_run, delete_done, j, &sb->job,
                   &err) < 0) {
         free(j);

@@ -2,8 +2,11 @@
 /* The network namespace that a CNI plugin would have made for the pod. */
 #pragma once
 
-#include "base/err.h"
+#include "net/link.h"
 
-/* Makes path with an eth0 that has an address and the default route. On failure nothing is left. */
+/* Makes path with an eth0 that has an address and the default route, reached from here. On failure
+ * nothing is left. */
 int podnet_create(const char *path, struct err *err);
+/* The pod's address there. */
+void podnet_address(const char *path, char out[NET_ADDRESS_SIZE]);
 int podnet_delete(const char *path, struct err *err);

@@ -6,7 +6,7 @@
  * state lies in the state directory (state.c), its descriptors in the descriptor store, and
  * starting means taking up what is there:
  *
- *     lock, key, generation -> channels of a predecessor -> tunnel -> listener -> READY=1 -> agent
+ *     lock, key, generation -> channels of a predecessor -> pod network -> tunnel -> listener -> READY=1 -> agent
  *
  * The listening socket is bound once in the life of the VM; a successor inherits it, so a daemon
  * that dials while we are away waits in its backlog. The agent's socket likewise (agent.c).
@@ -32,6 +32,7 @@
 #include "forwarder/greet.h"
 #include "forwarder/mounts.h"
 #include "forwarder/plainmode.h"
+#include "forwarder/podnet.h"
 #include "forwarder/state.h"
 #include "guest/apf.h"
 #include "relay/fdstore.h"
@@ -60,6 +61,7 @@ struct forwarder {
     int listener;
     uv_poll_t poll;
     bool polling;
+    bool goes_on; /* connections of a predecessor do */
 };
 
 /* -- configuration -- */
@@ -330,7 +332,24 @@ static int take_up_state(struct forwarder *f, struct err *err)
         r = channel_set_recover(f->channels, err);
     if (r > 0)
         log_info("%d connections of a predecessor go on", r);
+    f->goes_on = r > 0;
     return r < 0 ? r : 0;
+}
+
+/* Before the daemon is listened to: when it hears us, the pod has its network. A pod that runs
+ * already is not given up for it. */
+static int network_up(struct forwarder *f, struct err *err)
+{
+    const struct podnet_guest guest = {.netns = f->options->pod_namespace,
+                                       .host_interface = f->options->host_interface,
+                                       .wait_ms = PODNET_WAIT_MS};
+    struct err e = ERR_INIT;
+    int r = f->apf.has_network ? podnet_guest_setup(&f->apf.network, &guest, &e) : 0;
+    if (r < 0 && !f->goes_on)
+        return err_set(err, r, "%s", e.text);
+    if (r < 0)
+        log_error("%s", err_text(&e));
+    return 0;
 }
 
 static int start_modes(struct forwarder *f, struct err *err)
@@ -353,6 +372,8 @@ static int start(struct forwarder *f, struct err *err)
     int r = read_apf(f, err);
     if (r == 0)
         r = take_up_state(f, err);
+    if (r == 0)
+        r = network_up(f, err);
     if (r == 0)
         r = start_modes(f, err);
     if (r == 0)

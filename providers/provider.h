@@ -74,6 +74,7 @@ struct provider_type {
     const struct opt *opts;
     size_t config_size;   /* of the struct that opts fill */
     size_t user_data_max; /* bytes of raw user data that fit; 0: no limit */
+    bool point_to_point;  /* a VM's gateway is this node: the VM finds us without our address */
     const char *warning;  /* said at start and by --help ("not for production"), or NULL */
 
     /* config: the filled struct, borrowed for the provider's life. */

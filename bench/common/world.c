@@ -25,6 +25,7 @@
 #include "base/clock.h"
 #include "base/fs.h"
 #include "base/str.h"
+#include "ctl/podnet.h"
 #include "ctl/shim.h"
 #include "net/netns.h"
 
@@ -284,7 +285,7 @@ int pod_start(struct pod *p, unsigned number, struct err *err)
     for (int i = 0; i < 8; i++)
         (void)str_format(p->id + 8 * i, 9, "%08x", number);
     (void)str_format(p->netns, sizeof(p->netns), "/run/netns/bench%u", number);
-    int r = netns_create(p->netns, err);
+    int r = podnet_create(p->netns, err);
     if (r == 0)
         r = shim_create_vm(&vm, &p->socket, err);
     if (r < 0)
@@ -318,6 +319,6 @@ int pod_stop(struct pod *p, struct err *err)
         usleep(10 * STEP_US);
     }
     free(TAKE_PTR(p->socket));
-    netns_delete(p->netns, NULL);
+    podnet_delete(p->netns, NULL);
     return r;
 }

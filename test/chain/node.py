@@ -2,6 +2,7 @@
 """A worker node in a test's own namespaces (pytest_run.py --isolated): the real daemon under the real keeper on
 the `local` provider, spoken to as a shim does."""
 import contextlib
+import hashlib
 import json
 import os
 import pathlib
@@ -33,7 +34,29 @@ def annotations(pod="web-0", namespace="ns1", **more):
     return {k: v for k, v in all_nine.items() if v is not None}
 
 
-def create_request(sandbox=SANDBOX, netns="/run/netns/pod1", notes=None):
+def pod_netns(sandbox):
+    name = "pod-" + hashlib.sha256(sandbox.encode()).hexdigest()[:12]
+    return make_netns(f"/run/netns/{name}")
+
+
+def make_netns(path):
+    """The pod's network namespace, as a CNI plugin leaves it: eth0 with an address and the default
+    route. The gateway is in there too, so that no link is added to the node's namespace."""
+    if os.path.exists(path):
+        return path
+    name = os.path.basename(path)
+    lines = ("link set lo up", "link add eth0 type veth peer name gateway",
+             "addr add 10.88.1.1/24 dev gateway", "link set gateway up",
+             "addr add 10.88.1.7/24 dev eth0", "link set eth0 up",
+             "route add default via 10.88.1.1 dev eth0")
+    subprocess.run(["ip", "netns", "add", name], check=True)
+    for line in lines:
+        subprocess.run(["ip", "-n", name, *line.split()], check=True)
+    return path
+
+
+def create_request(sandbox=SANDBOX, netns=None, notes=None):
+    netns = pod_netns(sandbox) if netns is None else netns
     notes = annotations() if notes is None else notes
     return message((1, sandbox)) + b"".join(
         ttrpc.field(2, ttrpc.field(1, k) + ttrpc.field(2, v)) for k, v in notes.items()

@@ -13,7 +13,7 @@ import ttrpc
 from agent_player import load, play, read_frame
 from conftest import wait_for
 from edits import method, same_but_for_the_edit
-from node import Node, agent_command
+from node import Node, agent_command, make_netns
 
 CORPUS = pathlib.Path(os.environ.get("PEERPOD_CORPUS") or
                       pathlib.Path(os.environ["PEERPOD_SOURCE"]) / "../shared/corpus").resolve()
@@ -86,6 +86,8 @@ def test_the_recorded_pods(node):
     for _, frame, recorded in hypervisor_calls():
         if method(frame) == "StopVM":
             continue
+        if method(frame) == "CreateVM":
+            make_netns(ttrpc.text(ttrpc.parse(ttrpc.parse(frame[10:])[3][0]), 3))
         got = send(node, frame)
         if method(frame) == "CreateVM":
             response = ttrpc.Response(1, 0, got[10:])

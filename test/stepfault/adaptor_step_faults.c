@@ -25,6 +25,7 @@
 #include "base/str.h"
 #include "hypervisor.pb-c.h"
 #include "net/netns.h"
+#include "net/route.h"
 #include "stepfault/stepfault.h"
 #include "stepfault/world.h"
 #include "wire/ttrpc_client.h"
@@ -236,6 +237,34 @@ static void place(char *out, const char *name)
         die("name too long");
 }
 
+/* The pod's namespace as a CNI plugin leaves it. */
+static int make_netns(struct err *err)
+{
+    _cleanup_(rtnl_closep) struct rtnl *nl = NULL;
+    struct link eth0 = {0}, gateway = {0};
+    struct link_address a = {.prefix = 24};
+    struct link_route route = {0};
+    int fd;
+    int r = netns_create(netns, err);
+
+    r = r < 0 ? r : netns_open(netns, &fd, err);
+    r = r < 0 ? r : rtnl_open_in(fd, &nl, err);
+    if (r < 0)
+        return r;
+    close(fd);
+    r = link_add_veth(nl, &(struct link_veth){"eth0", NULL, "gateway", -1}, err);
+    r = r < 0 ? r : link_find(nl, "eth0", &eth0, err);
+    r = r < 0 ? r : link_find(nl, "gateway", &gateway, err);
+    r = r < 0 ? r : link_set_up(nl, gateway.index, err);
+    r = r < 0 ? r : link_set_up(nl, eth0.index, err);
+    a.index = eth0.index;
+    (void)net_address_parse("10.88.1.7", &a.address);
+    r = r < 0 ? r : link_address_add(nl, &a, err);
+    route.index = eth0.index;
+    (void)net_address_parse("10.88.1.1", &route.gw);
+    return r < 0 ? r : link_route_add(nl, &route, err);
+}
+
 static void setup(struct subject *s)
 {
     char block[PATH_MAX];
@@ -256,7 +285,7 @@ static void setup(struct subject *s)
         die("making directories");
     bind_control(block, "cloud-api-adaptor");
     bind_control(block, "peerpod-local-vm");
-    if (netns_create(netns, &err) < 0)
+    if (make_netns(&err) < 0)
         die(err.text);
     start_node(s);
     for (int i = 0; access(path_socket, F_OK) < 0; i++) {
