@@ -103,8 +103,7 @@ int vm_programs_find(const struct local_config *config, struct vm_programs *ret,
         r = check_program(dir, "test-agent", "or set -local-agent to the agent's command", err);
     if (r < 0)
         return r;
-    r = config->agent[0] ? str_format(ret->agent, sizeof(ret->agent), "%s", config->agent)
-                         : str_format(ret->agent, sizeof(ret->agent), "%s/test-agent", dir);
+    r = str_format(ret->agent, sizeof(ret->agent), "%s", config->agent);
     return r < 0 ? err_set(err, r, "-local-agent: the command is too long") : 0;
 }
 

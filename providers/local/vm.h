@@ -7,7 +7,7 @@
 struct vm_programs {
     char guest_dir[PATH_MAX]; /* absolute */
     char helper[PATH_MAX];
-    char agent[PATH_MAX]; /* a command */
+    char agent[PATH_MAX]; /* a command; empty: test-agent in guest_dir */
 };
 
 /* Finds the programs; each that is missing is an error that says where it was looked for. */
