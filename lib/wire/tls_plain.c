@@ -331,11 +331,31 @@ bool tls_plain_confirmed(const SSL *ssl)
     return SSL_version(ssl) < TLS1_3_VERSION || SSL_get_ex_data(ssl, seen_ticket_index()) != NULL;
 }
 
+/* The last error is an alert of the other side's that is about our certificate. */
+static bool blames_our_certificate(void)
+{
+    switch (ERR_GET_REASON(ERR_peek_last_error())) {
+    case SSL_R_SSLV3_ALERT_BAD_CERTIFICATE:
+    case SSL_R_SSLV3_ALERT_UNSUPPORTED_CERTIFICATE:
+    case SSL_R_SSLV3_ALERT_CERTIFICATE_REVOKED:
+    case SSL_R_SSLV3_ALERT_CERTIFICATE_EXPIRED:
+    case SSL_R_SSLV3_ALERT_CERTIFICATE_UNKNOWN:
+    case SSL_R_TLSV1_ALERT_UNKNOWN_CA:
+    case SSL_R_TLSV13_ALERT_CERTIFICATE_REQUIRED:
+        return true;
+    default:
+        return false;
+    }
+}
+
 int tls_plain_failure(SSL *ssl, const char *what, struct err *err)
 {
     long verdict = SSL_get_verify_result(ssl);
-    if (verdict == X509_V_OK || SSL_get_verify_mode(ssl) == SSL_VERIFY_NONE)
-        return tls_err(err, -EPROTO, what);
+    bool blamed = blames_our_certificate();
+    if (verdict == X509_V_OK || SSL_get_verify_mode(ssl) == SSL_VERIFY_NONE) {
+        int r = tls_err(err, -EPROTO, what);
+        return blamed ? err_wrap(err, r, "the other side refuses our certificate") : r;
+    }
     ERR_clear_error();
     const char *name = X509_VERIFY_PARAM_get0_host(SSL_get0_param(ssl), 0);
     if (verdict == X509_V_ERR_HOSTNAME_MISMATCH)

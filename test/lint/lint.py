@@ -209,7 +209,8 @@ def check_hosts():
             continue
         for number, line in enumerate(content.splitlines(), 1):
             for host in hosts:
-                if host in line:
+                # Go's module names look like hosts, and no tool is told to go there by them.
+                if host in line and not name.startswith("test/go/"):
                     yield f"{name}:{number}: names the package registry {host}"
             if machine.search(line):
                 yield f"{name}:{number}: a path of one machine: {machine.search(line).group()}"

@@ -1,0 +1,484 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Plain mode with a stand-in for the stock programs at the other end (test/go/plainpeer: Go's TLS,
+Go's verifier, the ttrpc library that they use): our daemon with a stock forwarder, our forwarder with
+a stock adaptor (kata-contract.md 3.4 and 7, case 25; compat.md)."""
+import base64
+import json
+import os
+import pathlib
+import shutil
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+import ttrpc
+from conftest import BIN, Program, wait_for
+from edits import edited
+from node import AGENT, HEALTH, Node, agent_command
+from ttrpc import Client, field, message, request
+
+PEER = BIN / "plainpeer"
+SEEN = "/tmp/seen"
+SUITE_128 = "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256"
+SUITE_256 = "TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384"
+GUEST_PROGRAMS = ("agent-protocol-forwarder", "peerpod-keeper", "process-user-data", "test-agent",
+                  "peerpod-local-vm")
+VOLUMES = pathlib.Path("/run/kata-containers/shared/direct-volumes")
+
+if not PEER.exists():
+    pytest.skip("no plainpeer: the Go toolchain is missing (test plain.peer)", allow_module_level=True)
+
+
+@pytest.fixture(scope="session")
+def certs(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("certs")
+    subprocess.run([PEER, "certs", directory], check=True)
+    return directory
+
+
+def custom(certs, name="client", ca="ca"):
+    return ["-ca-cert-file", certs / f"{ca}.crt", "-cert-file", certs / f"{name}.crt",
+            "-cert-key", certs / f"{name}.key"]
+
+
+# -- verdicts --
+
+SERVERS = ["server", "chained", "unchained", "any-usage", "no-usage", "odd-key-usage", "wildcard",
+           "wrong-name", "common-name", "expired", "expired-issuer", "wrong-usage", "other",
+           "leaf-issuer", "self"]
+CLIENTS = ["client", "self", "server-as-client", "expired-client", "other-client", "no-usage",
+           "wrong-usage", "any-usage", "odd-key-usage"]
+
+
+@pytest.mark.parametrize("bundle", [["ca"], ["middle"], ["ca", "expired-ca", "no-ca"], ["self"],
+                                    ["other-ca", "ca"], ["server", "expired"]])
+def test_the_verifier_judges_as_gos_does(certs, tmp_path, bundle):
+    anchors = tmp_path / "bundle.crt"
+    anchors.write_bytes(b"".join((certs / f"{name}.crt").read_bytes() for name in bundle))
+    verdicts = []
+    for names, expected in ((SERVERS, "podvm-server"), (CLIENTS, "")):
+        for name in names:
+            cert, key = certs / f"{name}.crt", certs / f"{name}.key"
+            go = subprocess.run([PEER, "verify", anchors, cert, expected], capture_output=True,
+                                text=True, check=False)
+            ours = subprocess.run([BIN / "plain_judge", anchors, cert, key, expected],
+                                  capture_output=True, text=True, check=False)
+            assert ours.returncode in (0, 1), ours.stderr
+            verdicts.append(ours.returncode)
+            assert ours.returncode == go.returncode, f"{name}: {go.stderr!r}, ours: {ours.stderr!r}"
+    assert 0 in verdicts or bundle == ["x"]
+    assert 1 in verdicts
+
+
+# -- our daemon, a stock forwarder --
+
+class PlainNode(Node):
+    compat = "upstream"
+
+
+@pytest.fixture
+def stock_node(short_dir):
+    """stock_node(peer's flags, the daemon's flags): VMs whose forwarder is the stand-in."""
+    nodes = []
+
+    def make(peer=(), daemon=(), forwarder='"$0.peer" forwarder', cls=PlainNode):
+        guest = short_dir / "guest"
+        guest.mkdir()
+        for name in GUEST_PROGRAMS:
+            shutil.copy(BIN / name, guest / name)
+        shutil.copy(PEER, guest / "agent-protocol-forwarder.peer")
+        (guest / "agent-protocol-forwarder").rename(guest / "agent-protocol-forwarder.real")
+        flags = []
+        for flag in map(str, peer):
+            if flag.endswith((".crt", ".key")):
+                shutil.copy(flag, guest)
+                flag = str(guest / pathlib.Path(flag).name)
+            flags.append(flag)
+        script = guest / "agent-protocol-forwarder"
+        script.write_text(f"#!/bin/sh\nexec {forwarder} {' '.join(flags)}\n")
+        script.chmod(0o755)
+        nodes.append(cls(short_dir, "-local-guest-dir", guest, "-local-agent",
+                         agent_command(short_dir, "agent_stub.py", SEEN), "-proxy-timeout", "15s",
+                         *daemon))
+        return nodes[-1].start()
+
+    yield make
+    for node in nodes:
+        node.stop()
+        print(node.log(), node.vm_log())
+
+
+def check_calls(path):
+    with Client(path, timeout=20) as agent:
+        for size in (0, 100, 1 << 20):
+            answer = agent.call(AGENT, "Echo", field(1, b"x" * size))
+            assert answer.code == ttrpc.OK and answer.payload == field(1, b"x" * size)
+        for n in range(50):
+            assert agent.call(HEALTH, "Check", b"", stream=1001 + 2 * n).code == ttrpc.OK
+
+
+def seen_frame(name):
+    def look():
+        for proc in pathlib.Path("/proc").iterdir():
+            for path in (proc / "root/tmp/seen").glob(f"{name}.*") if proc.name.isdigit() else ():
+                return path.read_bytes()
+        return None
+    return wait_for(look)
+
+
+def check_pod(node):
+    path = node.run_pod()
+    check_calls(path)
+    check_calls(path)  # a second connection
+    node.stop_vm()
+    node.wait_gone()
+
+
+@pytest.mark.parametrize("flags", [
+    (), ("-tls-min-version", "VersionTLS13"), ("-tls-min-version", "VersionTLS12"),
+    ("-tls-cipher-suites", SUITE_256), ("-tls-cipher-suites", f"TLS_AES_128_GCM_SHA256,{SUITE_128}"),
+])
+def test_a_stock_forwarder_serves_our_daemon(stock_node, flags):
+    check_pod(stock_node(daemon=flags))
+
+
+def test_without_tls(stock_node):
+    check_pod(stock_node(["-disable-tls"], ["-disable-tls"]))
+
+
+@pytest.mark.parametrize("server", ["server", "chained"])
+def test_custom_certificates(stock_node, certs, server):
+    node = stock_node(custom(certs, server), custom(certs))
+    check_pod(node)
+
+
+def test_apf_json_with_and_without_our_certificates(stock_node, certs):
+    node = stock_node(custom(certs, "server"), custom(certs))
+    node.run_pod()
+    papers = json.loads(next(node.pods.glob("*/apf.json")).read_text())
+    assert not [key for key in papers if key.startswith("tls-")], papers
+    node.stop_vm()
+    node.wait_gone()
+
+
+def test_skip_verify_takes_any_server(stock_node, certs):
+    check_pod(stock_node(custom(certs, "expired", "self"), [
+        "-tls-skip-verify", "-cert-file", certs / "self.crt", "-cert-key", certs / "self.key"]))
+
+
+@pytest.mark.parametrize("server, words", [
+    ("other", "certificate"), ("wrong-name", "podvm-server"), ("common-name", "podvm-server"),
+    ("expired", "expired"), ("wrong-usage", "purpose"),
+])
+def test_a_wrong_server_is_refused_in_words(stock_node, certs, server, words):
+    node = stock_node(custom(certs, server), custom(certs))
+    node.create()
+    answer = node.start_vm(timeout=30)
+    assert answer.code != ttrpc.OK and words in answer.text, answer
+    node.wait_gone()
+
+
+@pytest.mark.parametrize("client", ["other-client", "expired-client", "server-as-client"])
+def test_a_client_that_the_forwarder_refuses_is_told(stock_node, certs, client):
+    node = stock_node(custom(certs, "server"), custom(certs, client))
+    node.create()
+    answer = node.start_vm(timeout=30)
+    assert answer.code != ttrpc.OK and "certificate" in answer.text, answer
+    node.wait_gone()
+
+
+@pytest.mark.parametrize("peer, daemon", [
+    (["-tls-cipher-suites", SUITE_128], ["-tls-cipher-suites", SUITE_256]),
+    (["-tls-cipher-suites", SUITE_128], ["-tls-min-version", "VersionTLS13"]),
+])
+def test_nothing_in_common(stock_node, peer, daemon):
+    node = stock_node(peer, daemon)
+    node.create()
+    answer = node.start_vm(timeout=30)
+    assert answer.code != ttrpc.OK and "TLS handshake" in answer.text, answer
+    node.wait_gone()
+
+
+def test_a_slow_handshake_and_a_late_listener(stock_node):
+    node = stock_node(["-late", "2s", "-slow", "2s"])
+    began = time.monotonic()
+    path = node.run_pod()
+    took = time.monotonic() - began
+    assert 3.9 < took < 6.5, took
+    check_calls(path)
+    node.stop_vm()
+    node.wait_gone()
+
+
+def test_a_late_listener_is_noticed_at_once(stock_node):
+    node = stock_node(["-late", "3s"])
+    node.create()
+    answer = node.start_vm()
+    assert answer.code == ttrpc.OK, answer
+    said = [line for line in node.vm_log().splitlines() if "listening as a stock" in line]
+    assert said
+    up = [line for line in node.log().splitlines() if "tunnel is up" in line]
+    # both logs have the time of day: Go's to the second, ours to the millisecond
+    listened = time.strptime(said[0].split()[1], "%H:%M:%S")
+    noticed = up[0].split("T")[1][:12]
+    seconds = int(noticed[:2]) * 3600 + int(noticed[3:5]) * 60 + float(noticed[6:])
+    late = seconds - (listened.tm_hour * 3600 + listened.tm_min * 60 + listened.tm_sec)
+    assert 0 <= late < 1.6, (said, up)
+    node.stop_vm()
+    node.wait_gone()
+
+
+def test_the_end_of_the_forwarder_closes_the_shims_connection(stock_node):
+    node = stock_node()
+    with Client(node.run_pod(), timeout=5) as shim:
+        assert shim.call(HEALTH, "Check", b"").code == ttrpc.OK
+        shim.start(AGENT, "Echo", b"", stream=11)
+        shim.answer(11)
+        peer = [p for p in pathlib.Path("/proc").glob("[0-9]*") if "forwarder.peer" in
+                (p / "cmdline").read_bytes().decode(errors="replace")]
+        began = time.monotonic()
+        for p in peer:
+            os.kill(int(p.name), 9)
+        assert shim.closed_by_peer()
+        assert time.monotonic() - began < 1
+    check_calls(wait_for(lambda: next(node.pods.glob("*/agent.ttrpc"), None)))  # started again
+    node.stop_vm()
+    node.wait_gone()
+
+
+def test_a_restart_of_the_daemon_closes_and_serves_again(stock_node):
+    node = stock_node()
+    path = node.run_pod()
+    with Client(path, timeout=5) as shim:
+        assert shim.call(HEALTH, "Check", b"").code == ttrpc.OK
+        shim.start("s", "Never", stream=21)
+        os.kill(node.daemon_pid(), 9)
+        with pytest.raises((ttrpc.Closed, ConnectionResetError)):
+            shim.read(1)
+    wait_for(node.serves)
+    check_calls(path)
+    assert node.stop_vm().code == ttrpc.OK
+    node.wait_gone()
+
+
+# -- the Go adaptor's own edits --
+
+POD = "0f7a9c66-2e3d-4a6b-9a63-6f0c7f6f1d11"
+
+
+def volume(path, **info):
+    directory = VOLUMES / base64.urlsafe_b64encode(path.encode()).decode()
+    directory.mkdir(parents=True)
+    (directory / "mountInfo.json").write_text(json.dumps(info))
+    return path
+
+
+def csi_path(name, pod=POD):
+    return f"/var/lib/kubelet/pods/{pod}/volumes/kubernetes.io~csi/{name}/mount"
+
+
+def mount(source, destination):
+    return field(5, message((1, destination), (2, source), (3, "bind")))
+
+
+def annotation(key, value):
+    return field(7, message((1, key), (2, value)))
+
+
+def test_volumes_and_gpus_are_annotated(stock_node):
+    a = volume(csi_path("a"), device="disk-a", fstype="xfs")
+    volume(csi_path("b"), device="disk-b")
+    c = volume(csi_path("c"), device="/dev/c", metadata={
+        "cloud-volume-path": "cloud-c", "fsGroup": "1000", "encrypt-type": "LUKS",
+        "kbs-key-id": "default/key/c"})
+    volume(csi_path("x", pod="another"), device="not-ours")
+    (VOLUMES / "not base64").mkdir()
+    oci = (annotation("io.kubernetes.cri.sandbox-uid", POD) + mount("/etc/hosts", "/etc/hosts")
+           + mount(a, "/data/a") + mount(c, "/data/c")
+           + annotation("io.katacontainers.config.hypervisor.default_gpus", "1")
+           + field(8, field(50, b"linux")))
+    payload = message((1, "c1")) + field(6, oci) + field(60, b"unknown")
+    node = stock_node()
+    with Client(node.run_pod(), timeout=20) as shim:
+        shim.send(ttrpc.frame(1, request(AGENT, "CreateContainer", payload)))
+        assert shim.answer(1).code == ttrpc.OK
+    got = ttrpc.parse(ttrpc.parse(seen_frame("CreateContainer")[10:])[3][-1])
+    assert ttrpc.text(got, 1) == "c1" and got[60] == [b"unknown"]
+    spec = got[6][-1]
+    assert spec.startswith(oci), "only ever added to"
+    notes = {ttrpc.text(e, 1): ttrpc.text(e, 2) for e in map(ttrpc.parse, ttrpc.parse(spec)[7])}
+    prefix = "io.confidentialcontainers.org."
+    assert notes[prefix + "peerpodvolumes.target_path"] == f"{a},{c}"
+    assert notes["cdi.k8s.io/peer-pods"] == "nvidia.com/gpu=all"
+    order = sorted([a, csi_path("b"), c],
+                   key=lambda p: base64.urlsafe_b64encode(p.encode()).decode())
+    lun_a, lun_c = str(order.index(a)), str(order.index(c))
+    assert json.loads(notes[prefix + "cloud_volumes"]) == {
+        f"vol-{lun_a}": {"mount_point": "/data/a", "fs_type": "xfs", "lun": lun_a,
+                         "disk_id": "disk-a"},
+        f"vol-{lun_c}": {"mount_point": "/data/c", "fs_type": "ext4", "lun": lun_c,
+                         "disk_id": "cloud-c", "fs_group": "1000", "encrypt_type": "LUKS",
+                         "key_id": "default/key/c"}}
+    node.stop_vm()
+    node.wait_gone()
+
+
+# -- our forwarder, a stock adaptor --
+
+class Guest:
+    """Our forwarder as a program of its own, beside a stub agent; a stock adaptor before it."""
+
+    def __init__(self, run, directory):
+        self.run, self.dir = run, directory
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            self.port = s.getsockname()[1]
+
+    def agent(self):
+        here = pathlib.Path(__file__).resolve().parent
+        pathlib.Path("/run/kata-containers/agent.sock").unlink(missing_ok=True)  # a predecessor's
+        pathlib.Path(SEEN).mkdir(exist_ok=True)
+        for old in pathlib.Path(SEEN).iterdir():
+            old.unlink()
+        return self.run(sys.executable, here / "agent_stub.py", SEEN)
+
+    def forwarder(self, *flags, **apf):
+        config = self.dir / "apf.json"
+        config.write_text(json.dumps({"pod-name": "p", **{k.replace("_", "-"): v
+                                                         for k, v in apf.items()}}))
+        self.program = self.run(BIN / "agent-protocol-forwarder", "-config", config, "-listen",
+                                f"127.0.0.1:{self.port}", "-state-dir", self.dir / "state", *flags)
+        return self.program
+
+    def serving(self):
+        wait_for(lambda: "listening on" in self.program.log() or not self.program.alive())
+        assert self.program.alive(), self.program.log()
+
+    def adaptor(self, *flags):
+        path = self.dir / "shim.sock"
+        program = self.run(PEER, "adaptor", "-socket", path, "-address", f"127.0.0.1:{self.port}",
+                           *flags)
+        return path, program
+
+    def joined(self, *flags):
+        path, program = self.adaptor(*flags)
+        wait_for(lambda: path.exists() or not program.alive())
+        assert program.alive(), program.log()
+        return path
+
+
+@pytest.fixture
+def guest(run, short_dir):
+    return Guest(run, short_dir)
+
+
+def papers(certs, server="server", ca="self"):
+    return {"tls_server_cert": (certs / f"{server}.crt").read_text(),
+            "tls_server_key": (certs / f"{server}.key").read_text(),
+            "tls_client_ca": (certs / f"{ca}.crt").read_text()}
+
+
+@pytest.mark.parametrize("more, client", [
+    ({}, []), ({"tls_min_version": "VersionTLS13"}, []),
+    ({"tls_cipher_suites": [SUITE_256]}, ["-tls-cipher-suites", SUITE_256]),
+])
+def test_a_stock_adaptor_is_served_by_apf_json(guest, certs, more, client):
+    guest.agent()
+    guest.forwarder(**papers(certs), **more)
+    check_calls(guest.joined(*custom(certs, "self"), *client))
+
+
+def test_a_stock_adaptor_is_served_by_flags_and_its_request_is_edited(guest, certs):
+    guest.agent()
+    guest.forwarder(*custom(certs, "server"))
+    path = guest.joined(*custom(certs))
+    check_calls(path)
+    payload = message((1, "c")) + field(6, field(8, field(50, b"x")) + field(91, b"y"))
+    with Client(path) as shim:
+        assert shim.call(AGENT, "CreateContainer", payload).code == ttrpc.OK
+    got = next(pathlib.Path(SEEN).glob("CreateContainer.*")).read_bytes()
+    expected = edited(ttrpc.frame(1, request(AGENT, "CreateContainer", payload)))
+    assert ttrpc.parse(got[10:])[3] == ttrpc.parse(expected[10:])[3]
+
+
+def test_without_tls_too(guest):
+    guest.agent()
+    guest.forwarder("-disable-tls")
+    guest.serving()
+    check_calls(guest.joined("-disable-tls"))
+
+
+def test_any_client_only_when_asked_for(guest, certs):
+    guest.agent()
+    without_ca = papers(certs)
+    del without_ca["tls_client_ca"]
+    program = guest.forwarder(**without_ca)
+    wait_for(lambda: not program.alive())
+    assert "-tls-skip-verify" in program.log()
+    guest.forwarder("-tls-skip-verify", **without_ca)
+    check_calls(guest.joined("-ca-cert-file", certs / "ca.crt"))
+
+
+@pytest.mark.parametrize("client", ["client", "other-client", "expired-client"])
+def test_a_wrong_adaptor_is_refused(guest, certs, client):
+    guest.agent()
+    guest.forwarder(**papers(certs))
+    guest.serving()
+    path, program = guest.adaptor(*custom(certs, client))
+    wait_for(lambda: "certificate" in guest.program.log())
+    if path.exists():
+        with Client(path) as shim:
+            assert shim.call(HEALTH, "Check", b"").code != ttrpc.OK
+    assert not list(pathlib.Path(SEEN).iterdir())
+
+
+def test_an_agent_that_comes_late_is_waited_for(guest, certs):
+    guest.forwarder(**papers(certs))
+    path = guest.joined(*custom(certs, "self"))
+    with Client(path, timeout=15) as shim:
+        shim.start(HEALTH, "Check", b"", stream=1)
+        time.sleep(1)
+        guest.agent()
+        assert shim.answer(1).code == ttrpc.OK
+
+
+def test_no_papers_no_service(guest):
+    program = guest.forwarder()
+    wait_for(lambda: not program.alive())
+    assert "tls-server-cert" in program.log() and "enrolment-secret" in program.log()
+
+
+class NativeNode(Node):
+    compat = "native"
+
+
+def test_both_modes_on_one_port(stock_node, certs, run, short_dir):
+    node = stock_node(custom(certs, "server"), forwarder='"$0.real"', cls=NativeNode)
+    path = node.run_pod()
+    check_calls(path)
+    beside = short_dir / "beside.sock"
+    address = node.record()["addresses"][0]
+    program = run(PEER, "adaptor", "-socket", beside, "-address", f"{address}:15150", *custom(certs))
+    wait_for(lambda: beside.exists() or not program.alive())
+    check_calls(beside)
+    check_calls(path)
+    node.stop_vm()
+    node.wait_gone()
+
+
+# -- the command line --
+
+@pytest.mark.parametrize("flags, words", [
+    (["-tls-min-version", "VersionTLS13", "-tls-cipher-suites", SUITE_128], "TLS 1.3"),
+    (["-tls-cipher-suites", "TLS_NONSENSE"], "TLS_NONSENSE"),
+    (["-cert-file", "/nowhere/a.crt"], "both or none"),
+    (["-cert-file", "/nowhere/a.crt", "-cert-key", "/nowhere/a.key"], "/nowhere/a.crt"),
+    (["-ca-cert-file", "/nowhere/ca.crt", "-tls-skip-verify"], "contradict"),
+])
+def test_options_that_make_no_sense_end_the_daemon(short_dir, flags, words):
+    node = PlainNode(short_dir, *flags, keeper=False)
+    program = Program(node.argv(), short_dir / "log")
+    wait_for(lambda: not program.alive())
+    assert program.stop() == 2 and words in program.log(), program.log()
