@@ -46,6 +46,7 @@
 #define CLOSE_MS 1000
 #define NOSPC_MS 250
 #define RECORD_MAX (16U << 10)
+#define NOTSENT_LOWAT (128U << 10) /* else the kernel takes megabytes that nobody reads */
 #define RX_AT_ONCE (256U << 10)
 /* A path that is dead is noticed within about the shims' patience (kata-contract.md 5). */
 #define KEEPALIVE_IDLE_S 15
@@ -453,8 +454,9 @@ static void handshake(struct plain_link *l)
 static void set_options(int fd)
 {
     int on = 1, idle = KEEPALIVE_IDLE_S, every = KEEPALIVE_EVERY_S, count = KEEPALIVE_COUNT;
-    unsigned limit = USER_TIMEOUT_MS;
+    unsigned limit = USER_TIMEOUT_MS, lowat = NOTSENT_LOWAT;
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
+    setsockopt(fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &lowat, sizeof(lowat));
     setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof(on));
     setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &idle, sizeof(idle));
     setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &every, sizeof(every));
