@@ -364,14 +364,18 @@ class Guest:
 
     def joined(self, *flags):
         path, program = self.adaptor(*flags)
-        wait_for(lambda: path.exists() or not program.alive())
-        assert program.alive(), program.log()
+        wait_connected(program)
         return path
 
 
 @pytest.fixture
 def guest(run, short_dir):
     return Guest(run, short_dir)
+
+
+def wait_connected(program):
+    wait_for(lambda: "connected as a stock adaptor" in program.log() or not program.alive())
+    assert program.alive(), program.log()
 
 
 def papers(certs, server="server", ca="self"):
@@ -428,7 +432,7 @@ def test_a_wrong_adaptor_is_refused(guest, certs, client):
     guest.serving()
     path, program = guest.adaptor(*custom(certs, client))
     wait_for(lambda: "certificate" in guest.program.log())
-    if path.exists():
+    if "connected as" in program.log():
         with Client(path) as shim:
             assert shim.call(HEALTH, "Check", b"").code != ttrpc.OK
     assert not list(pathlib.Path(SEEN).iterdir())
@@ -461,7 +465,7 @@ def test_both_modes_on_one_port(stock_node, certs, run, short_dir):
     beside = short_dir / "beside.sock"
     address = node.record()["addresses"][0]
     program = run(PEER, "adaptor", "-socket", beside, "-address", f"{address}:15150", *custom(certs))
-    wait_for(lambda: beside.exists() or not program.alive())
+    wait_connected(program)
     check_calls(beside)
     check_calls(path)
     node.stop_vm()

@@ -22,6 +22,9 @@ struct end {
     int result;
 };
 
+static char *texts[8]; /* to free at the end */
+static size_t n_texts;
+
 static char *slurp(const char *path)
 {
     struct err err = ERR_INIT;
@@ -30,7 +33,14 @@ static char *slurp(const char *path)
         fprintf(stderr, "%s\n", err_text(&err));
         exit(2);
     }
+    texts[n_texts++] = text;
     return text;
+}
+
+static void end_done(struct end *e)
+{
+    SSL_free(e->ssl);
+    tls_ctx_free(e->ctx);
 }
 
 static void end_init(struct end *e, const struct tls_plain_config *config, const char *name, int fd)
@@ -85,5 +95,13 @@ int main(int argc, char **argv)
     struct end verifier = {0}, other = {0};
     end_init(&verifier, &verifies, name, fds[0]);
     end_init(&other, &presents, NULL, fds[1]);
-    return judge(&verifier, &other);
+    int status = judge(&verifier, &other);
+    end_done(&verifier);
+    end_done(&other);
+    tls_identity_free(id);
+    free(key);
+    free(cert);
+    while (n_texts > 0)
+        free(texts[--n_texts]);
+    return status;
 }
