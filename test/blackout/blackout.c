@@ -208,6 +208,9 @@ static int phase_reader(struct blackout *b, struct err *err)
     return r < 0 ? r : load_settle(&b->load, &b->agent, err);
 }
 
+/* Longer than the first kill can take to come. */
+#define BOTH_MIN_MS 2000
+
 static int phases(struct blackout *b, struct err *err)
 {
     const struct sizes *s = b->sizes;
@@ -224,7 +227,7 @@ static int phases(struct blackout *b, struct err *err)
     if (r == 0)
         r = phase(b, "kills", &kills, s->bulk, 0, err);
     if (r == 0)
-        r = phase(b, "both", &both, s->some, 0, err);
+        r = phase(b, "both", &both, s->some, BOTH_MIN_MS, err);
     if (r == 0)
         r = phase_reader(b, err);
     if (r == 0)
