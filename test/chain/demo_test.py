@@ -2,6 +2,8 @@
 """`make demo` behind its build: output, timeline, time, exit status, and that nothing is left."""
 import os
 import pathlib
+import re
+import shutil
 import subprocess
 import time
 
@@ -28,6 +30,9 @@ def test_demo(tmp_path):
     seconds = time.monotonic() - start
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Hello from a container in a pod VM" in done.stdout
+    if shutil.which("perl"):
+        assert re.search(r"GET http://10\.88\.\d+\.\d+:8080/ on the worker: "
+                         r"Hello over the pod network from [a-z]", done.stdout), done.stdout
     for step in ("CreateVM", "StartVM", "StopVM"):
         assert step in done.stdout + done.stderr, "the timeline names the steps"
     if "asan" not in os.environ["PEERPOD_BIN"] and "tsan" not in os.environ["PEERPOD_BIN"]:
