@@ -16,6 +16,11 @@
  * is the median of its slices, its latencies are those of all its calls; what counts are medians
  * over the runs.
  *
+ * Worker and VM are two machines: the client and the near ends run on the first processor, the agent
+ * and the far ends on the second (BENCH_PIN=0: wherever the scheduler likes). Otherwise what is
+ * measured is which of them happen to sit together: waking a sleeping processor costs as much as a
+ * relay, and the scheduler's choice lasts for minutes.
+ *
  * CPU time is that of client, agent and all processes between them (their CLOCK_PROCESS_CPUTIME,
  * which counts in nanoseconds and includes the packets that they push through the veth);
  * relay_cpu_... of those between them alone. Nothing is subtracted anywhere. The goals are about
@@ -23,6 +28,7 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <stdio.h>
 #include <sys/stat.h>
 #include <sys/utsname.h>
@@ -340,16 +346,38 @@ static int open_client(struct bench *b, enum variant v, struct err *err)
     return r < 0 ? err_wrap(err, r, "%s", variant_names[v]) : 0;
 }
 
+/* The threads that serve connections are made later, and inherit this. */
+static void pin(pid_t pid, int cpu)
+{
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    CPU_SET((size_t)cpu, &set);
+    sched_setaffinity(pid, sizeof(set), &set);
+}
+
+static void pin_all(const struct bench *b)
+{
+    const char *how = getenv("BENCH_PIN");
+    if ((how && str_eq(how, "0")) || sysconf(_SC_NPROCESSORS_ONLN) < 2)
+        return;
+    pin(getpid(), 0);
+    pin(b->agent, 1);
+    for (int v = PLAIN; v < VARIANTS; v++)
+        for (int end = 0; end < 2; end++)
+            pin(b->relays[v][end], end);
+}
+
 static int open_clients(struct bench *b, struct err *err)
 {
     int r = 0;
-    for (int v = 0; r == 0 && v < VARIANTS; v++)
-        r = open_client(b, (enum variant)v, err);
     b->agent = world_pid("bench-agent");
     b->relays[OURS][0] = world_pid("cloud-api-adaptor");
     b->relays[OURS][1] = world_pid("agent-protocol-forwarder");
-    if (r == 0 && (!b->agent || !b->relays[OURS][0] || !b->relays[OURS][1]))
-        r = err_set(err, -ESRCH, "daemon, forwarder or agent is not running");
+    if (!b->agent || !b->relays[OURS][0] || !b->relays[OURS][1])
+        return err_set(err, -ESRCH, "daemon, forwarder or agent is not running");
+    pin_all(b);
+    for (int v = 0; r == 0 && v < VARIANTS; v++)
+        r = open_client(b, (enum variant)v, err);
     return r;
 }
 
