@@ -646,6 +646,8 @@ static void session_read(struct session *s)
         budget -= MIN(budget, (size_t)n);
         s->ping_at = 0;
         rx_arrived(s, (uint32_t)n);
+        if (!ended(s) && tls_connection_drained(s->ssl))
+            return;
     }
 }
 

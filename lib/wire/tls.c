@@ -494,6 +494,11 @@ void tls_connection_readable(SSL *ssl)
     w->drained = false;
 }
 
+bool tls_connection_drained(const SSL *ssl)
+{
+    return wire_of(ssl)->drained && !SSL_has_pending(ssl);
+}
+
 void tls_connection_cork(SSL *ssl)
 {
     wire_of(ssl)->corked = true;

@@ -54,6 +54,9 @@ int tls_connection_attach(struct tls_ctx *ctx, SSL *ssl, int fd, struct err *err
  * the socket: no more is asked for until the owner says that the poll has found it readable.
  */
 void tls_connection_readable(SSL *ssl);
+/* Nothing is left to read before the next poll, neither in the socket nor in OpenSSL: spares a call
+ * that only allocates, fails, and frees again. */
+bool tls_connection_drained(const SSL *ssl);
 /* Between cork and flush, records are collected and leave in one write: 64 KiB at a time. flush: 0,
  * -EAGAIN while the socket takes no more (what is left goes first next time), or its error. */
 void tls_connection_cork(SSL *ssl);

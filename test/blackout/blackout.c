@@ -39,6 +39,7 @@
 #define LOG_MAX (256U << 20)
 #define MIB ((uint64_t)1 << 20)
 #define STOPPED_READS 64     /* of a reader that does not read: more than rings and sockets hold */
+#define PHASE_MIN_MS 2500    /* some of each fault, however fast the machine */
 #define SILENCE_MAX_MS 29000 /* the shim's limit is 30 s */
 
 struct sizes {
@@ -209,7 +210,6 @@ static int phase_reader(struct blackout *b, struct err *err)
 }
 
 /* Longer than the first kill can take to come. */
-#define BOTH_MIN_MS 2000
 
 static int phases(struct blackout *b, struct err *err)
 {
@@ -219,15 +219,15 @@ static int phases(struct blackout *b, struct err *err)
     const struct faults_plan kills = {.kill_min_ms = 250, .kill_max_ms = 350};
     const struct faults_plan both = {
         .reset_min_ms = 100, .reset_max_ms = 400, .kill_min_ms = 200, .kill_max_ms = 900};
-    int r = phase(b, "resets", &resets, s->bulk, 0, err);
+    int r = phase(b, "resets", &resets, s->bulk, PHASE_MIN_MS, err);
     if (r == 0)
         r = phase(b, "hello", &hello, 0, s->hello_ms, err);
     if (r == 0)
         r = phase_blackhole(b, err);
     if (r == 0)
-        r = phase(b, "kills", &kills, s->bulk, 0, err);
+        r = phase(b, "kills", &kills, s->bulk, PHASE_MIN_MS, err);
     if (r == 0)
-        r = phase(b, "both", &both, s->some, BOTH_MIN_MS, err);
+        r = phase(b, "both", &both, s->some, PHASE_MIN_MS, err);
     if (r == 0)
         r = phase_reader(b, err);
     if (r == 0)
