@@ -209,8 +209,6 @@ static int phase_reader(struct blackout *b, struct err *err)
     return r < 0 ? r : load_settle(&b->load, &b->agent, err);
 }
 
-/* Longer than the first kill can take to come. */
-
 static int phases(struct blackout *b, struct err *err)
 {
     const struct sizes *s = b->sizes;
