@@ -83,6 +83,10 @@ static int plan_make(const struct apf_network *net, struct plan *p, struct err *
                        .port = (uint16_t)(net->vxlan_port ? net->vxlan_port : DEFAULT_PORT)};
     if (*net->tunnel_type && !str_eq(net->tunnel_type, "vxlan"))
         return bad(err, "tunnel-type", net->tunnel_type);
+    if (net->external_net_via_pod_vm)
+        return err_set(err, -ENOTSUP,
+                       "pod-network.external-net-via-pod-vm: a second interface of the VM is not "
+                       "used yet; start the daemon without -ext-network-via-podvm");
     if (!*net->interface)
         return bad(err, "interface", net->interface);
     if (net_mac_parse(net->pod_hw_addr, p->mac) < 0)

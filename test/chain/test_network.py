@@ -164,3 +164,13 @@ def test_ids_start_where_the_operator_says(short_dir):
     apf = json.loads((n.pods / SANDBOX / "apf.json").read_text())
     assert apf["pod-network"]["vxlan-port"] == 8472
     n.stop()
+
+
+def test_the_external_network_through_the_vm_is_refused(short_dir):
+    n = Node(short_dir, "-ext-network-via-podvm")
+    n.start()
+    n.create()
+    answer = n.start_vm()
+    assert answer.code != ttrpc.OK and "-ext-network-via-podvm" in answer.text, answer
+    n.wait_gone()
+    n.stop()
