@@ -231,9 +231,12 @@ static void release_sandbox(struct sandbox *sb)
     sandbox_free(sb);
 }
 
-bool adaptor_busy(const struct adaptor *a)
+bool adaptor_abandon(struct adaptor *a)
 {
-    return job_pool_running(a->jobs) > 0;
+    if (job_pool_running(a->jobs) == 0)
+        return false;
+    job_pool_abandon(a->jobs);
+    return true;
 }
 
 void adaptor_free(struct adaptor *a)

@@ -48,5 +48,6 @@ struct adaptor {
 int adaptor_new(uv_loop_t *loop, const struct adaptor_config *config, struct provider *provider,
                 struct adaptor **ret, struct err *err);
 void adaptor_free(struct adaptor *a);
-/* Are there jobs, for whose end adaptor_free would wait? */
-bool adaptor_busy(const struct adaptor *a);
+/* true: there are jobs, for whose end adaptor_free would wait; they were let go of, and the caller
+ * is to _exit at once. */
+bool adaptor_abandon(struct adaptor *a);

@@ -84,7 +84,7 @@ static int run(const struct adaptor_config *config, struct provider *provider)
         uv_run(&loop, UV_RUN_DEFAULT);
         /* A provider's call may take minutes, and until we are gone nobody serves the tunnels: the
          * successor finds what it made, as after any other death. */
-        if (adaptor_busy(adaptor))
+        if (adaptor_abandon(adaptor))
             _exit(EXIT_SUCCESS);
         uv_close((uv_handle_t *)&term, NULL);
         uv_close((uv_handle_t *)&interrupt, NULL);

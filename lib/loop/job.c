@@ -327,6 +327,15 @@ static void cancel_locked(struct job *job)
     }
 }
 
+void job_pool_abandon(struct job_pool *pool)
+{
+    pthread_mutex_lock(&pool->lock);
+    for (struct job *job = pool->alive; job; job = job->alive_next)
+        if (job->has_thread)
+            pthread_detach(job->thread);
+    pthread_mutex_unlock(&pool->lock);
+}
+
 static void pool_cancel_all(struct job_pool *pool)
 {
     struct job *job;

@@ -35,6 +35,8 @@ int job_pool_new(uv_loop_t *loop, const unsigned limits[JOB_CLASSES], struct job
                  struct err *err);
 void job_pool_free(struct job_pool *pool);
 unsigned job_pool_running(const struct job_pool *pool); /* loop */
+/* The process is about to _exit with jobs under way: nobody will join their threads. */
+void job_pool_abandon(struct job_pool *pool); /* loop */
 
 /* deadline_ms: from now, 0 for none. name: for logs and the thread's name, copied. */
 int job_start(struct job_pool *pool, enum job_class class, const char *name, int64_t deadline_ms,
