@@ -318,3 +318,52 @@ def test_metadata_address_is_not_reached_through_the_vm(make):
     code = ("import socket;s=socket.socket();s.settimeout(1);"
             "r=s.connect_ex(('169.254.169.254',80));assert r!=0,r")
     w.run(PODNS, sys.executable, "-c", code)
+
+
+def many(w, n):
+    """Sets up and takes down n pods of one node, eight at a time; seconds of both."""
+    import concurrent.futures
+    import copy
+    import time
+    apf = w.inspect(*WORDS)
+    names = [f"many{i}" for i in range(n)]
+    lines = "\n".join(f"netns add {name}" for name in names)
+    assert w.run(NODE, "ip", "-batch", "-", stdin=lines).returncode == 0
+    body = ("link set lo up\nlink add eth0 type veth peer name gw\nlink set gw up\n"
+            "addr add 10.244.1.7/24 dev eth0\nlink set eth0 up\nroute add default via 10.244.1.1\n")
+    for name in names:
+        w.run(name, "ip", "-batch", "-", stdin=body)
+
+    def up(i):
+        mine = copy.deepcopy(apf)
+        mine["pod-network"].update({"index": 1000 + i, "vxlan-id": 556000 + i})
+        w.tool(NODE, "setup", names[i], w.vm_address, apf=mine)
+
+    def gone(i):
+        w.tool(NODE, "teardown", names[i], "eth0", 556000 + i)
+
+    try:
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            start = time.monotonic()
+            list(pool.map(up, range(n)))
+            middle = time.monotonic()
+            links = w.run(NODE, "sh", "-c", "ip -o link | grep -c vxlan", check=False).stdout
+            assert links.strip() == "0", "the node's own namespace holds a tunnel"
+            list(pool.map(gone, range(n)))
+            end = time.monotonic()
+        for name in names:
+            assert "vxlan" not in sh(f"ip -n {name} -o link")
+            assert "ingress" not in sh(f"tc -n {name} qdisc")
+    finally:
+        w.run(NODE, "ip", "-batch", "-",
+              stdin="\n".join(f"netns del {name}" for name in names), check=False)
+    return middle - start, end - middle
+
+
+def test_500_pods(make):
+    """In parallel; nothing is left, and the time grows no more than linearly."""
+    w = make(Flannel())
+    few, most = many(w, 100), many(w, 500)
+    print(f"100 pods: up {few[0]:.2f} s, down {few[1]:.2f} s; "
+          f"500 pods: up {most[0]:.2f} s, down {most[1]:.2f} s")
+    assert sum(most) < 5 * sum(few) * 2, (few, most)
