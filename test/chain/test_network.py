@@ -27,6 +27,8 @@ def attached_netns(number):
     """A pod's namespace whose eth0 ends in the node's namespace; its path and the pod's address."""
     name, outer = f"cni-{number}", f"cni{number}"
     pod, node = f"10.99.{number}.7", f"10.99.{number}.1"
+    # What a test before us left goes with its namespace, but not at once.
+    subprocess.run(["ip", "link", "del", outer], stderr=subprocess.DEVNULL, check=False)
     ip(f"netns add {name}")
     ip(f"link add {outer} type veth peer name eth0 netns {name}")
     ip(f"addr add {node}/24 dev {outer}")
