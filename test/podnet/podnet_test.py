@@ -3,6 +3,7 @@
 programs do (peer.py), on either side, and against ours."""
 import pathlib
 import sys
+import time
 
 import pytest
 
@@ -212,7 +213,11 @@ def test_a_namespace_that_has_gone(make):
     # Its VNI is free again.
     sh("ip netns add pod")
     w.style.make = lambda: None
-    sh(f"ip -n {NODE} link add x type vxlan id {VNI} remote 192.0.2.1 dstport 4789")
+    end = time.monotonic() + 10  # the kernel ends a namespace in its own time
+    while " x: " not in sh(f"ip -n {NODE} -o link") and time.monotonic() < end:
+        sh(f"ip -n {NODE} link add x type vxlan id {VNI} remote 192.0.2.1 dstport 4789", check=False)
+        time.sleep(0.05)
+    assert " x: " in sh(f"ip -n {NODE} -o link")
 
 
 def test_no_default_route(make):
