@@ -84,6 +84,11 @@ def main():
     print("== summary")
     for path in sorted(results.glob("*.xml")):
         passed, failed, skipped, left, seconds = read(path)
+        again = path.with_suffix(".again")
+        still = read(again)[1] if again.exists() else failed
+        for name in sorted(set(failed) - set(still)):
+            print(f"UNSTEADY: {path.stem}: {name} failed beside others and passed alone")
+        failed = [name for name in failed if name in still]
         print(f"{path.stem}: {passed} passed, {len(failed)} failed, {len(skipped)} skipped, "
               f"{seconds:.0f} s of tests")
         failures += [f"{path.stem}: {name}" for name in failed]
