@@ -99,5 +99,8 @@ const struct opt adaptor_options[] = {
      .help = "what is logged"},
     {"log-format", "LOG_FORMAT", OPT_STRING, FIELD(log_format), .def = "text",
      .choices = log_formats, .help = "lines for people or JSON objects"},
+    {"tunnel-feature-mask", NULL, OPT_INT, FIELD(tunnel_feature_mask), .def = "0", .min = 0,
+     .max = INT64_MAX, .flags = OPT_HIDDEN,
+     .help = "features of the tunnel not to offer, for tests of old peers"},
     OPT_END,
 };

@@ -22,6 +22,7 @@ struct adaptor_config {
     int64_t start_timeout_ns, grace_unstarted_ns, grace_shim_gone_ns, tunnel_hold_ns;
     int64_t reconcile_interval_ns, orphan_grace_ns, orphan_boot_grace_ns;
     int64_t max_creates, max_deletes, max_sandboxes;
+    int64_t tunnel_feature_mask;
 };
 
 extern const struct opt adaptor_options[];

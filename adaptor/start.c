@@ -385,6 +385,7 @@ int sandbox_tunnel_open(struct sandbox *sb, struct err *err)
         .self = sb->identity,
         .ctx = sb->adaptor->tls,
         .generation = sb->adaptor->generation,
+        .feature_mask = (uint64_t)sb->adaptor->config->tunnel_feature_mask,
     };
     if (sb->record.enrolled) {
         memcpy(config.peer_pin, sb->record.peer_pin, TLS_PIN_SIZE);

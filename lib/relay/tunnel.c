@@ -270,7 +270,7 @@ void tunnel_set_agent_ready(struct tunnel *t, bool ready)
     if (t->agent_ready == ready)
         return;
     t->agent_ready = t->stats.agent_ready = ready;
-    if (!up || !(up->features & TUNNEL_FEATURE_AGENT_READY))
+    if (!up || !(ready || (up->features & TUNNEL_FEATURE_AGENT_READY)))
         return;
     up->agent_due = true;
     hub_queue(up);

@@ -864,8 +864,17 @@ static void write_records(struct session *s)
     }
 }
 
+/* A peer without the feature learns only by hello that the agent is there: it is to dial again.
+ * Nothing but that waits for it: StartVM. */
+static void renew_for_agent(struct session *s)
+{
+    if (s->state == SESSION_UP && s->agent_due && !(s->features & TUNNEL_FEATURE_AGENT_READY))
+        session_fail(s, -ECONNRESET, "the agent is there, which this peer learns by hello alone");
+}
+
 static void session_write(struct session *s)
 {
+    renew_for_agent(s);
     if (ended(s) || (tls_connection_unsent(s->ssl) && !flush(s)))
         return;
     ERR_clear_error();

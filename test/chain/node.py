@@ -75,6 +75,25 @@ def agent_command(directory, script, *arguments, files=()):
     return " ".join(str(a) for a in (place / script, *arguments))
 
 
+GUEST_PROGRAMS = ("agent-protocol-forwarder", "peerpod-keeper", "process-user-data", "test-agent",
+                  "peerpod-local-vm")
+
+
+def wrapped_guest(directory, program, script):
+    """A folder for -local-guest-dir in which a shell script stands for one program; the program
+    itself is "$0.real" there."""
+    guest = pathlib.Path(directory) / "guest"
+    guest.mkdir()
+    for name in GUEST_PROGRAMS:
+        source = BIN / name
+        if source.exists():
+            shutil.copy(source, guest / name)
+    (guest / program).rename(guest / f"{program}.real")
+    (guest / program).write_text("#!/bin/sh\n" + script)
+    (guest / program).chmod(0o755)
+    return guest
+
+
 class Node:
     # PEERPOD_COMPAT: the tests that hold in both modes are run in both.
     compat = os.environ.get("PEERPOD_COMPAT", "native")

@@ -3,20 +3,15 @@
 with a sentence that says why; nothing secret is ever in a log."""
 import json
 import pathlib
-import shutil
 
 import pytest
 import ttrpc
-from conftest import BIN, wait_for
-from node import HEALTH, SANDBOX, Node, check_world
+from conftest import wait_for
+from node import HEALTH, SANDBOX, Node, check_world, wrapped_guest
 from ttrpc import Client
 
-GUEST_PROGRAMS = ("agent-protocol-forwarder", "peerpod-keeper", "process-user-data", "test-agent",
-                  "peerpod-local-vm")
-
 # Runs behind the real process-user-data, in the VM.
-TAMPER = """#!/bin/sh
-"$0.real" "$@" || exit
+TAMPER = """"$0.real" "$@" || exit
 sed -i -E '{edit}' /run/peerpod/apf.json
 """
 
@@ -27,16 +22,7 @@ def node_with_guest(short_dir):
     nodes = []
 
     def make(edit):
-        guest = short_dir / "guest"
-        guest.mkdir()
-        for name in GUEST_PROGRAMS:
-            source = BIN / name
-            if source.exists():
-                shutil.copy(source, guest / name)
-        (guest / "process-user-data").rename(guest / "process-user-data.real")
-        script = guest / "process-user-data"
-        script.write_text(TAMPER.format(edit=edit))
-        script.chmod(0o755)
+        guest = wrapped_guest(short_dir, "process-user-data", TAMPER.format(edit=edit))
         nodes.append(Node(short_dir, "-local-guest-dir", guest, "-proxy-timeout", "20s"))
         return nodes[-1].start()
 

@@ -395,6 +395,24 @@ static void test_unknown_is_skipped(void **state)
     world_free(w);
 }
 
+/* A later peer that still speaks version 1 and has features that we never heard of. */
+static void test_newer_hello(void **state)
+{
+    struct world *w = world_new();
+    side_start(&w->forwarder);
+    struct raw *raw = raw_new(w, false);
+    raw->hello.version_max = 7;
+    raw->hello.features = UINT64_MAX;
+    OPEN1(&raw->after);
+    add_data(&raw->after, 1, TUNNEL_FLAG_FIN, 0, 0, RING, 10);
+    tunnel_add_close(&raw->after, 1, "done");
+    raw_run(raw);
+    assert_int_equal(w->forwarder.ups, 1);
+    assert_int_equal(w->forwarder.eps[1]->held, 10);
+    raw_free(raw);
+    world_free(w);
+}
+
 static void test_bad_hello(void **state)
 {
     static const struct {
@@ -636,6 +654,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_hostile_daemon),
         cmocka_unit_test(test_unknown_is_skipped),
+        cmocka_unit_test(test_newer_hello),
         cmocka_unit_test(test_bad_hello),
         cmocka_unit_test(test_before_hello),
         cmocka_unit_test(test_no_alpn),
