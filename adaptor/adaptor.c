@@ -114,6 +114,7 @@ static int each_sandbox(struct adaptor *a,
 /* All formats are looked at before anything is touched: a newer daemon's state is left whole. */
 static int recover(struct adaptor *a, struct err *err)
 {
+    phase_set(a->phase, PHASE_RECORDS);
     int r = each_sandbox(a, sandbox_check_format, err);
     if (r == 0)
         r = each_sandbox(a, sandbox_recover, err);
@@ -171,8 +172,10 @@ static int begin(struct adaptor *a, struct err *err)
         r = check_pods_dir(a, err);
     if (r == 0)
         r = take_lock(a, err);
-    if (r == 0)
+    if (r == 0) {
+        a->phase = phase_new(a->pods_fd);
         r = raise_generation(a, err);
+    }
     if (r == 0)
         r = job_pool_new(a->loop, limits, &a->jobs, err);
     if (r == 0)
@@ -211,10 +214,12 @@ int adaptor_new(uv_loop_t *loop, const struct adaptor_config *config, struct pro
         return r;
     }
     warn_about_restarts();
-    fdstore_each(drop_unknown, NULL);
+    fdstore_each("", drop_unknown, NULL);
     a->reconcile = reconcile_begin(a);
     log_info("cloud-api-adaptor " PP_VERSION " serves %s with provider %s (generation %llu)",
              config->socket, provider->type->name, (unsigned long long)a->generation);
+    if (phase_serve(a->phase) && a->phase->tunnels > 0)
+        sandbox_all_resumed(a);
     fdstore_notify("READY=1", NULL);
     *ret = a;
     return 0;
@@ -254,6 +259,7 @@ void adaptor_free(struct adaptor *a)
     tls_ctx_free(a->tls);
     closep(&a->pods_fd);
     closep(&a->lock_fd);
+    phase_free(a->phase);
     uv_run(a->loop, UV_RUN_NOWAIT); /* lets closed handles finish */
     free(a);
 }

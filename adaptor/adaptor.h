@@ -7,6 +7,7 @@
 #include <uv.h>
 
 #include "adaptor/config.h"
+#include "adaptor/phase.h"
 #include "base/fs.h"
 #include "loop/job.h"
 #include "providers/provider.h"
@@ -24,8 +25,9 @@ struct adaptor {
     struct provider *provider;
     struct job_pool *jobs;
     struct tls_ctx *tls;
-    int pods_fd;       /* the state directory */
-    int lock_fd;       /* held for the process's life (design.md 5, fencing) */
+    int pods_fd; /* the state directory */
+    int lock_fd; /* held for the process's life (design.md 5, fencing) */
+    struct phase_page *phase;
     char pods_dir[96]; /* absolute */
     char boot[FS_BOOT_ID_LEN + 1];
     uint64_t generation;

@@ -886,12 +886,8 @@ static void server_tick(uv_timer_t *timer)
 /* The connections that the predecessor left in the store. */
 static void adopt(const char *name, int fd, void *arg)
 {
-    struct rpc_server *server = arg;
-    size_t len = strlen(server->store);
-
     (void)fd;
-    if (strncmp(name, server->store, len) == 0 && name[len] == '.')
-        server_add(server, fdstore_take(name), name);
+    server_add(arg, fdstore_take(name), name);
 }
 
 int rpc_server_new(uv_loop_t *loop, int listen_fd, unsigned max_connections, const char *store,
@@ -899,6 +895,7 @@ int rpc_server_new(uv_loop_t *loop, int listen_fd, unsigned max_connections, con
                    struct err *err)
 {
     struct rpc_server *server = xcalloc(1, sizeof(*server));
+    char prefix[sizeof(server->store) + 1];
     int r = uv_poll_init(loop, &server->listener, listen_fd);
 
     if (r < 0) {
@@ -914,13 +911,14 @@ int rpc_server_new(uv_loop_t *loop, int listen_fd, unsigned max_connections, con
     server->listener.data = server;
     server->handles = 3;
     snprintf(server->store, sizeof(server->store), "%s", store ? store : "");
+    snprintf(prefix, sizeof(prefix), "%s.", server->store);
     uv_timer_init(loop, &server->again);
     server->again.data = server;
     uv_timer_init(loop, &server->tick);
     server->tick.data = server;
     uv_timer_start(&server->tick, server_tick, TICK_MS, TICK_MS);
     if (*server->store)
-        fdstore_each(adopt, server);
+        fdstore_each(prefix, adopt, server);
     server_accept_more(server);
     *ret = server;
     return 0;

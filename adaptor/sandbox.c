@@ -138,8 +138,24 @@ static void timer_closed(uv_handle_t *handle)
     free(sb);
 }
 
+void sandbox_all_resumed(const struct adaptor *a)
+{
+    log_info("all %u tunnels are up again, %lld ms after this process's start", a->phase->tunnels,
+             (long long)(clock_real_ms() - a->started_ms));
+}
+
+void sandbox_resumed(struct sandbox *sb)
+{
+    if (!sb->resuming)
+        return;
+    sb->resuming = false;
+    if (phase_resumed(sb->adaptor->phase))
+        sandbox_all_resumed(sb->adaptor);
+}
+
 void sandbox_close_streams(struct sandbox *sb)
 {
+    sandbox_resumed(sb);
     shimconn_unlisten(sb);
     uv_timer_stop(&sb->watch);
     if (sb->tunnel) {
@@ -394,6 +410,7 @@ static bool is_unfinished(int dirfd)
 static int recover_live(struct sandbox *sb, struct err *err)
 {
     int r = identity_load(sb, err);
+    phase_set(sb->adaptor->phase, PHASE_DESCRIPTORS);
     if (r == 0 && !sb->record.enrolled)
         r = secret_load(sb, err);
     else if (r == 0)
@@ -404,12 +421,17 @@ static int recover_live(struct sandbox *sb, struct err *err)
         shimconn_recover_all(sb);
     if (r == 0 && sb->record.state == SANDBOX_RUNNING) {
         sb->tunnel_up = sb->record.plain; /* there is nothing to wait for */
+        sb->resuming = !sb->record.plain;
+        if (sb->resuming)
+            phase_await(sb->adaptor->phase);
+        phase_set(sb->adaptor->phase, PHASE_DIALLING);
         r = sb->record.plain ? plainmode_open(sb, err) : sandbox_tunnel_open(sb, err);
         if (r == 0) {
             sandbox_watch_shim(sb);
             sandbox_watch_tunnel(sb);
         }
     }
+    phase_set(sb->adaptor->phase, PHASE_RECORDS);
     return r;
 }
 

@@ -38,6 +38,7 @@ struct sandbox {
     struct tunnel *tunnel;   /* native mode */
     struct plainmode *plain; /* plain mode (record.plain) */
     bool tunnel_up, agent_ready;
+    bool resuming;               /* found running at start; its tunnel has not been up since */
     uint64_t bytes_tx, bytes_rx; /* of tunnels that are no more */
     struct job *job;             /* the one in flight: create, wait or delete */
     struct waiter *starters;     /* StartVM calls */
@@ -92,6 +93,10 @@ void sandbox_start_fail(struct sandbox *sb, const char *step, const struct err *
 /* Of the forwarder, from the record. */
 int sandbox_address(struct sandbox *sb, struct sockaddr_storage *ret, socklen_t *ret_len,
                     struct err *err);
+/* Its tunnel is up again, or it has ended: it is not waited for any more. */
+void sandbox_resumed(struct sandbox *sb);
+/* No sandbox that was found at start is waited for any more: for the log. */
+void sandbox_all_resumed(const struct adaptor *a);
 /* Makes the tunnel of a sandbox whose instance has an address, and dials. */
 int sandbox_tunnel_open(struct sandbox *sb, struct err *err);
 

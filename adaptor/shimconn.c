@@ -7,9 +7,9 @@
  *                       <-- relay.out <--channel--
  *
  * Birth: accept; number it (the record knows the next number, so that none is used twice); put the
- * descriptors into the store; make the relay's file; only then read. A crash in between leaves a
- * file without descriptors, or descriptors without a file: recovery drops both, the shim sees its
- * connection closed, as it would have been without us.
+ * descriptors into the store, the socket last; make the relay's file; only then read. A socket in
+ * the store without a file is a connection from which nothing has been read: recovery goes on with
+ * its birth. What is not in the store when we die is lost, and its shim sees it closed.
  *
  * End: when the socket is broken or closed both ways, when both directions have ended and all is
  * acknowledged, or when the far side says that its end is gone. Then channel, names in the store,
@@ -410,11 +410,11 @@ static int store_fds(struct sandbox *sb, uint32_t id, const struct relay_fds *fd
     struct conn_names names = names_of(sb, id);
     if (sb->record.plain)
         return 0; /* it ends with us, and at once */
-    int r = fdstore_add(names.fd[0], fds->socket, err);
-    if (r == 0)
-        r = fdstore_add(names.fd[1], fds->pipe_read, err);
+    int r = fdstore_add(names.fd[1], fds->pipe_read, err);
     if (r == 0)
         r = fdstore_add(names.fd[2], fds->pipe_write, err);
+    if (r == 0)
+        r = fdstore_add(names.fd[0], fds->socket, err);
     return r;
 }
 
@@ -565,7 +565,7 @@ static void conn_recover(struct sandbox *sb, uint32_t id)
     int r = -EBADF;
     if (fds.socket >= 0 && fds.pipe_read >= 0 && fds.pipe_write >= 0) {
         r = relay_recover(sb->dir, names.file, &fds, &relay, &err);
-        if (r == -ENODATA) { /* the predecessor died inside relay_create */
+        if (r == -ENODATA || r == -ENOENT) { /* the predecessor died in conn_accept */
             err_clear(&err);
             unlinkat(sb->dir, names.file, 0);
             r = relay_create(sb->dir, names.file, &fds, RELAY_RING_DEFAULT, &relay, &err);
@@ -585,6 +585,29 @@ static void conn_recover(struct sandbox *sb, uint32_t id)
                   "connection %u of the shim is lost: %s", id, err_text(&err));
 }
 
+/* The numbers of a sandbox's connections, each once. */
+struct conn_ids {
+    uint32_t ids[SHIMCONNS_MAX];
+    size_t n;
+};
+
+static void note_id(struct conn_ids *all, uint32_t id)
+{
+    for (size_t i = 0; i < all->n; i++)
+        if (all->ids[i] == id)
+            return;
+    if (id && all->n < SHIMCONNS_MAX)
+        all->ids[all->n++] = id;
+}
+
+/* A socket in the store, KEY.cNUMBER: its file may not have been made yet. */
+static void note_stored(const char *name, int fd _unused_, void *arg)
+{
+    uint64_t id;
+    if (str_to_u64(strrchr(name, 'c') + 1, UINT32_MAX, &id) == 0)
+        note_id(arg, (uint32_t)id);
+}
+
 static uint32_t id_of_file(const char *name)
 {
     char digits[16] = "";
@@ -598,18 +621,19 @@ static uint32_t id_of_file(const char *name)
 
 void shimconn_recover_all(struct sandbox *sb)
 {
-    uint32_t ids[SHIMCONNS_MAX];
-    size_t n = 0;
+    char sockets[FDSTORE_NAME_MAX + 1];
+    struct conn_ids all = {.n = 0};
     int fd = openat(sb->dir, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     DIR *dir = fd < 0 ? NULL : fdopendir(fd);
     if (!dir)
         return;
-    for (struct dirent *e; n < SHIMCONNS_MAX && (e = readdir(dir));)
-        if (id_of_file(e->d_name))
-            ids[n++] = id_of_file(e->d_name);
+    for (struct dirent *e; (e = readdir(dir));)
+        note_id(&all, id_of_file(e->d_name));
     closedir(dir);
-    while (n > 0)
-        conn_recover(sb, ids[--n]);
+    snprintf(sockets, sizeof(sockets), "%s.c", sb->record.key);
+    fdstore_each(sockets, note_stored, &all);
+    while (all.n > 0)
+        conn_recover(sb, all.ids[--all.n]);
 }
 
 void shimconn_close_all(struct sandbox *sb)

@@ -280,6 +280,7 @@ static void on_up(void *owner, bool first)
     sb->tunnel_up = true;
     log_entry(first ? LOG_LEVEL_INFO : LOG_LEVEL_WARN, sb->record.id, "tunnel",
               first ? "tunnel is up" : "tunnel is up again");
+    sandbox_resumed(sb);
     sandbox_watch_tunnel(sb);
     check_started(sb);
 }

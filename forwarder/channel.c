@@ -481,7 +481,7 @@ static void drop_leftovers(void)
 {
     struct buf names = BUF_INIT(0);
     struct err err = ERR_INIT;
-    fdstore_each(collect_name, &names);
+    fdstore_each("", collect_name, &names);
     for (size_t at = 0; at < names.len; at += strlen(names.data + at) + 1) {
         int fd = fdstore_take(names.data + at);
         closep(&fd);

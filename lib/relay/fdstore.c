@@ -153,7 +153,8 @@ bool fdstore_available(void)
 
 /* -- what we were given -- */
 
-int fdstore_take(const char *name)
+/* The first that is not before name in their order: what begins with it follows without a gap. */
+static size_t first_at(const char *name)
 {
     size_t low = 0, high = store.n;
 
@@ -164,15 +165,20 @@ int fdstore_take(const char *name)
         else
             high = mid;
     }
-    for (; low < store.n && str_eq(store.fds[low].name, name); low++)
-        if (store.fds[low].fd >= 0)
-            return TAKE_FD(store.fds[low].fd);
+    return low;
+}
+
+int fdstore_take(const char *name)
+{
+    for (size_t i = first_at(name); i < store.n && str_eq(store.fds[i].name, name); i++)
+        if (store.fds[i].fd >= 0)
+            return TAKE_FD(store.fds[i].fd);
     return -1;
 }
 
-void fdstore_each(void (*fn)(const char *name, int fd, void *arg), void *arg)
+void fdstore_each(const char *prefix, void (*fn)(const char *name, int fd, void *arg), void *arg)
 {
-    for (size_t i = 0; i < store.n; i++)
+    for (size_t i = first_at(prefix); i < store.n && str_starts(store.fds[i].name, prefix); i++)
         if (store.fds[i].fd >= 0)
             fn(store.fds[i].name, store.fds[i].fd, arg);
 }

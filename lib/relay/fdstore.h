@@ -19,8 +19,8 @@ bool fdstore_available(void);
 
 /* The inherited descriptor of that name, now the caller's; -1 when there is none. */
 int fdstore_take(const char *name);
-/* Calls fn for each that is still there. */
-void fdstore_each(void (*fn)(const char *name, int fd, void *arg), void *arg);
+/* Calls fn for each that is still there and whose name begins with prefix. */
+void fdstore_each(const char *prefix, void (*fn)(const char *name, int fd, void *arg), void *arg);
 
 /* The store duplicates fd and keeps it under name until removed. Names: [a-z0-9.-], at most
  * FDSTORE_NAME_MAX. Returns when the message is in the store's queue: it survives our death from

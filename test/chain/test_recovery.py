@@ -113,6 +113,20 @@ def test_a_connection_made_before_the_start_lives_on(node):
     node.wait_gone()
 
 
+def test_a_connection_lives_on_from_the_moment_it_is_stored(node):
+    """The daemon dies before it has made the connection's file: nothing was read from it yet."""
+    path = node.run_pod()
+    with Client(path, timeout=30) as agent:
+        file = wait_for(lambda: next((node.pods / SANDBOX).glob("c*.relay"), None))
+        os.kill(node.program.pid, signal.SIGSTOP)  # the keeper: it restarts nothing now
+        os.kill(node.daemon_pid(), signal.SIGKILL)
+        file.unlink()
+        os.kill(node.program.pid, signal.SIGCONT)
+        check(agent)
+        kill(node)
+        check(agent)
+
+
 def test_the_shim_sees_its_end_when_the_daemon_dies_in_stopvm(node_with):
     """The record says deleting, the connections are still in the store."""
     node = node_with("-fail-deletes", "1000000")

@@ -192,7 +192,7 @@ static void say_hello(void)
 {
     struct buf list = BUF_INIT(MESSAGE - 100);
 
-    fdstore_each(list_one, &list);
+    fdstore_each("", list_one, &list);
     say("hello %d %s", (int)getpid(), list.data ? list.data : "");
     buf_done(&list);
 }

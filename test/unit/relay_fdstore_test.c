@@ -154,7 +154,7 @@ static void inherit(const char *pid, const char *names, int n)
     assert_null(getenv("LISTEN_FDS"));
     assert_null(getenv("LISTEN_PID"));
     assert_null(getenv("LISTEN_FDNAMES"));
-    fdstore_each(count_one, &left);
+    fdstore_each("", count_one, &left);
     if (strcmp(pid, "1") == 0) { /* meant for somebody else */
         assert_int_equal(left, 0);
         return;
@@ -167,7 +167,7 @@ static void inherit(const char *pid, const char *names, int n)
     assert_int_equal(fdstore_take("nothing"), -1);
     assert_int_equal(fdstore_take("unknown"), 7); /* more descriptors than names */
     left = 0;
-    fdstore_each(count_one, &left);
+    fdstore_each("", count_one, &left);
     assert_int_equal(left, n - 3);
     fdstore_done();
     assert_int_equal(fcntl(3, F_GETFD), -1); /* nobody took it */
