@@ -20,6 +20,11 @@
  * pods that live on them, and then we hold on and go on trying: whoever stops the daemon alone gets
  * a restarted daemon, not dead pods.
  *
+ * Handed over: a command that ends with FDSTORE_EXIT_HANDED_OVER has given its work to a successor
+ * under another keeper (adaptor/takeover.c) and has emptied its store. Then we end too. As the first
+ * process of a container we wait to be asked: whoever runs the container would start it again, and
+ * there the old version would take the work back from the new one.
+ *
  * Pid 1 reaps what is not its child too. Elsewhere we become a subreaper, so that it is the same.
  */
 #include "keeper/keeper.h"
@@ -27,15 +32,18 @@
 #include <errno.h>
 #include <poll.h>
 #include <signal.h>
+#include <stdio.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <sys/wait.h>
+#include <time.h>
 
 #include "base/clock.h"
 #include "base/log.h"
 #include "keeper/child.h"
 #include "keeper/notify.h"
+#include "relay/fdstore.h"
 
 #define NUMBERS_MAX 1048576 /* of descriptors, however large RLIMIT_NOFILE is */
 
@@ -48,6 +56,7 @@ struct keeper {
     pid_t pid; /* 0: dead */
     int64_t started_at, restart_at, pause_ms;
     bool asked_to_end, ended;
+    bool rests; /* the work is done elsewhere; nothing is started any more */
     int status;
 };
 
@@ -56,7 +65,8 @@ struct keeper {
 static bool is_final(int status)
 {
     return status == 0 || status == 2 || status == 64 || status == 78 ||
-           status == CHILD_NOT_EXECUTABLE || status == CHILD_NOT_FOUND;
+           status == CHILD_NOT_EXECUTABLE || status == CHILD_NOT_FOUND ||
+           status == FDSTORE_EXIT_HANDED_OVER;
 }
 
 static int exit_status(int wstatus)
@@ -102,6 +112,13 @@ static void child_died(struct keeper *k, int wstatus)
     bool exited = WIFEXITED(wstatus);
 
     notify_drain(&k->notify, &k->store);
+    if (exited && status == FDSTORE_EXIT_HANDED_OVER && k->store.n == 0 && !k->asked_to_end &&
+        getpid() == 1) {
+        log_info("%s has handed over to its successor; waiting to be ended", k->config->argv[0]);
+        k->rests = true;
+        k->pid = 0;
+        return;
+    }
     if (k->asked_to_end || (exited && is_final(status) && k->store.n == 0)) {
         log_info("%s ended with status %d", k->config->argv[0], status);
         k->ended = true;
@@ -141,7 +158,7 @@ static void handle_signal(struct keeper *k, const struct signalfd_siginfo *info)
 
 static int64_t pause_left(const struct keeper *k)
 {
-    return k->pid > 0 ? -1 : MAX(k->restart_at - clock_mono_ms(), 0);
+    return k->pid > 0 || k->rests ? -1 : MAX(k->restart_at - clock_mono_ms(), 0);
 }
 
 static void step(struct keeper *k)
@@ -177,14 +194,20 @@ static size_t descriptor_limit(void)
     return (size_t)MIN(limit.rlim_cur, NUMBERS_MAX) / 4 * 3;
 }
 
-/* What was meant for us must not reach the child. */
-static void clear_environment(void)
+/* What was meant for us must not reach the child; which of two keepers is the younger must. */
+static void set_environment(void)
 {
+    struct timespec now;
+    char born[32];
+
     static const char *const variables[] = {"NOTIFY_SOCKET",  "LISTEN_PID",   "LISTEN_FDS",
                                             "LISTEN_FDNAMES", "WATCHDOG_PID", "WATCHDOG_USEC"};
 
     for (size_t i = 0; i < ARRAY_SIZE(variables); i++)
         unsetenv(variables[i]);
+    clock_gettime(CLOCK_BOOTTIME, &now);
+    snprintf(born, sizeof(born), "%lld", now.tv_sec * 1000000000LL + now.tv_nsec);
+    setenv(FDSTORE_BORN, born, 1);
 }
 
 static int block_signals(struct keeper *k, struct err *err)
@@ -207,7 +230,7 @@ int keeper_run(const struct keeper_config *config, int *ret_status, struct err *
     struct keeper k = {
         .config = config, .signal_fd = -1, .pause_ms = config->restart_min_ms, .notify.fd = -1};
 
-    clear_environment();
+    set_environment();
     prctl(PR_SET_CHILD_SUBREAPER, 1);
     store_init(&k.store, descriptor_limit());
     int r = notify_init(&k.notify, err);

@@ -10,6 +10,12 @@
 #include "base/err.h"
 
 #define FDSTORE_NAME_MAX 20
+/* peerpod-keeper's words to its command, beyond systemd's: when it was itself started, in ns of
+ * CLOCK_BOOTTIME; of two that serve the same pods the younger one goes on (adaptor/takeover.c). */
+#define FDSTORE_BORN "PEERPOD_KEEPER_BORN"
+/* The exit status of a command that has handed over to a successor under another keeper, its store
+ * emptied: it is not to be started again. */
+#define FDSTORE_EXIT_HANDED_OVER 79
 
 /* Reads the environment once, takes the inherited descriptors (sets O_CLOEXEC), clears the
  * variables so that no child inherits them. */

@@ -619,6 +619,32 @@ static void holds_on_while_it_holds(void **state)
     assert_int_equal(keeper_status(f), 2);
 }
 
+/* The work goes on elsewhere: the end, once the store is empty; a container's first process waits. */
+static void handed_over(void **state)
+{
+    struct fixture *f = *state;
+    const char *const words[] = {"-log-level", "error", "--", self_path, "child", f->path, NULL};
+
+    start_with_child(f);
+    meet(f);
+    assert_string_equal(ask(f, "add x y"), "ok");
+    order(f, "exit 79");
+    meet(f);
+    assert_string_equal(f->store, "x=y");
+    assert_string_equal(ask(f, "remove x"), "ok");
+    order(f, "exit 79");
+    assert_int_equal(keeper_status(f), FDSTORE_EXIT_HANDED_OVER);
+    if (geteuid() != 0)
+        return; /* as_pid_one says so */
+    start_keeper_in(f, words, CLONE_NEWPID);
+    meet(f);
+    order(f, "exit 79");
+    usleep(300 * 1000);
+    assert_int_equal(waitpid(f->keeper, NULL, WNOHANG), 0);
+    kill(f->keeper, SIGTERM);
+    assert_int_equal(keeper_status(f), 0);
+}
+
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
@@ -635,6 +661,7 @@ int main(int argc, char **argv)
         cmocka_unit_test_setup_teardown(other_users_are_refused, setup, teardown),
         cmocka_unit_test_setup_teardown(final_statuses, setup, teardown),
         cmocka_unit_test_setup_teardown(holds_on_while_it_holds, setup, teardown),
+        cmocka_unit_test_setup_teardown(handed_over, setup, teardown),
     };
     if (argc == 3 && str_eq(argv[1], "child"))
         return child_main(argv[2]);
