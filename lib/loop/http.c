@@ -40,6 +40,7 @@
 #include "base/buf.h"
 #include "base/clock.h"
 #include "base/str.h"
+#include "loop/http_stats.h"
 
 #define TIMEOUT_MS_DEFAULT 30000
 #define CONNECT_TIMEOUT_MS_DEFAULT 5000
@@ -378,11 +379,19 @@ static char **collect_headers(const struct buf *lines)
 
 static void exchange_collect(struct exchange *x, struct http_response *ret)
 {
-    *ret = (struct http_response){0};
     curl_easy_getinfo(x->session->easy, CURLINFO_RESPONSE_CODE, &ret->status);
     ret->body_len = x->body.len;
     ret->body = buf_steal(&x->body);
     ret->headers = collect_headers(&x->reply_headers);
+}
+
+/* A request of which curl has written nothing cannot have been acted on. */
+static bool exchange_sent(const struct exchange *x)
+{
+    long bytes = 0;
+
+    curl_easy_getinfo(x->session->easy, CURLINFO_REQUEST_SIZE, &bytes);
+    return bytes > 0;
 }
 
 static int exchange_run(struct exchange *x, struct job *job, struct http_response *ret,
@@ -403,6 +412,7 @@ static int exchange_run(struct exchange *x, struct job *job, struct http_respons
         return err_set(err, -EIO, "libcurl refuses the request");
     r = exchange_drive(x, job, &code, err);
     curl_multi_remove_handle(x->session->multi, x->session->easy);
+    ret->sent = exchange_sent(x);
     if (r == 0)
         r = exchange_verdict(x, job, code, err);
     if (r == 0)
@@ -454,12 +464,16 @@ int job_http(struct job *job, const struct http_request *request, struct http_re
     };
     char label[400];
     sigset_t pipe_set, old;
+    int64_t begun_us = clock_mono_us();
     int r;
 
+    *ret = (struct http_response){0};
     sigpipe_set(&pipe_set);
     pthread_sigmask(SIG_BLOCK, &pipe_set, &old);
     r = exchange_run(&x, job, ret, err);
     sigpipe_restore(&old);
+    if (request->operation)
+        http_stats_call(request->operation, ret->status, clock_mono_us() - begun_us);
     if (r == 0)
         return 0;
     request_label(request, label, sizeof(label));

@@ -23,9 +23,11 @@ struct http_request {
     const char *ca_file;        /* NULL: the system's */
     bool repeatable;            /* a POST or PATCH that may reach the server twice: see http.c */
     bool use_proxy;             /* honour HTTPS_PROXY and friends */
+    const char *operation;      /* counted under this name (http_stats.h); NULL: not counted */
 };
 
 struct http_response {
+    bool sent; /* the server may have seen the request; set also when job_http fails */
     long status;
     char *body; /* owned, NUL-terminated */
     size_t body_len;

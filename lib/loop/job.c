@@ -33,6 +33,7 @@
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
+#include <stdarg.h>
 #include <stdatomic.h>
 #include <sys/eventfd.h>
 
@@ -70,7 +71,12 @@ struct job {
     int cancel_fd;  /* lock; -1 while queued, then fixed */
     void *attached; /* job */
     void (*attached_free)(void *);
+    char *sandbox;             /* job */
+    char words[JOB_WORDS_MAX]; /* words_lock */
 };
+
+/* One for all jobs: it is held for a copy, and inline jobs have no pool. */
+static pthread_mutex_t words_lock = PTHREAD_MUTEX_INITIALIZER;
 
 struct job_queue {
     struct job *head, **tail;
@@ -156,6 +162,7 @@ static void job_free(struct job *job)
     job_detach(job);
     if (fd >= 0)
         close(fd);
+    free(job->sandbox);
     free(job->name);
     free(job);
 }
@@ -547,4 +554,36 @@ int job_sleep(struct job *job, int64_t ms)
     int r = job_poll(job, -1, 0, MAX(ms, 0), NULL);
 
     return r == -EAGAIN ? 0 : r;
+}
+
+void job_about(struct job *job, const char *sandbox)
+{
+    free(job->sandbox);
+    job->sandbox = sandbox ? xstrdup(sandbox) : NULL;
+}
+
+const char *job_sandbox(const struct job *job)
+{
+    return job->sandbox;
+}
+
+void job_say(struct job *job, const char *fmt, ...)
+{
+    va_list ap;
+
+    pthread_mutex_lock(&words_lock);
+    job->words[0] = '\0';
+    if (fmt) {
+        va_start(ap, fmt);
+        vsnprintf(job->words, sizeof(job->words), fmt, ap);
+        va_end(ap);
+    }
+    pthread_mutex_unlock(&words_lock);
+}
+
+void job_words(struct job *job, char ret[JOB_WORDS_MAX])
+{
+    pthread_mutex_lock(&words_lock);
+    memcpy(ret, job->words, JOB_WORDS_MAX);
+    pthread_mutex_unlock(&words_lock);
 }

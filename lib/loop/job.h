@@ -64,3 +64,13 @@ int job_cancel_fd(const struct job *job);
  * is freed there. A second one replaces the first. */
 void job_attach(struct job *job, void *thing, void (*free_fn)(void *));
 void *job_attached(const struct job *job);
+
+/*
+ * What a job is about and what it waits for, for logs and for the operator. job_about: job thread;
+ * the id is copied. job_say: any thread, NULL or "" when it waits no more; job_words: any thread.
+ */
+#define JOB_WORDS_MAX 256
+void job_about(struct job *job, const char *sandbox);
+const char *job_sandbox(const struct job *job); /* job thread; NULL when not said */
+void job_say(struct job *job, const char *fmt, ...) _printf_(2, 3);
+void job_words(struct job *job, char ret[JOB_WORDS_MAX]);

@@ -10,19 +10,9 @@
 
 #include "loop/http.h"
 #include "providers/aws/config.h"
+#include "providers/aws/error.h"
 
-#define AWS_ERROR_CODE_MAX 128
-#define AWS_ERROR_MESSAGE_MAX 512
-#define AWS_REQUEST_ID_MAX 128
 #define AWS_REGION_MAX 64
-
-/* AWS's own words. code "" means that no error of AWS's arrived (the network failed). */
-struct aws_error {
-    char code[AWS_ERROR_CODE_MAX];
-    char message[AWS_ERROR_MESSAGE_MAX]; /* cut to fit */
-    char request_id[AWS_REQUEST_ID_MAX];
-    long status; /* HTTP; 0: no reply */
-};
 
 struct aws_request {
     const char *service; /* "ec2" or "sts" */
@@ -61,6 +51,3 @@ int aws_client_region(struct aws_client *client, struct job *job, char ret[AWS_R
  * leading slash ("latest/meta-data/mac"). -ENOENT for 404; else as job_http. ret is owned. */
 int aws_metadata_get(struct aws_client *client, struct job *job, const char *path, char **ret,
                      struct err *err);
-
-/* The first error of a reply's XML; false: there is none in it. *ret's status is left alone. */
-bool aws_error_parse(const char *body, size_t len, struct aws_error *ret);
