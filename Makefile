@@ -2,6 +2,7 @@
 # The front door: each target hands over to CMake or to a script in scripts/. `make help` lists them.
 
 KILLS ?= 20000
+PODS ?= 100
 FUZZ_TIME ?= 60
 BENCH_RUNS ?= 9
 PREFIX ?= /usr/local
@@ -11,7 +12,7 @@ JOBS ?= 2
 export JOBS
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build release demo test kill-loop bench-tunnel blackout fuzz lint tidy format coverage man install clean
+.PHONY: help setup build release demo test kill-loop bench-tunnel blackout storm fuzz lint tidy format coverage man install clean
 
 help: ## list the targets (this text)
 	@echo "usage: make TARGET [VARIABLE=value]"; echo
@@ -51,6 +52,11 @@ blackout: ## resets, blackholes and kills of the forwarder under 4 GiB of load (
 	@scripts/setup --build >&2
 	@scripts/build dev blackout >&2
 	@build/bin/blackout --log build/blackout.log
+
+storm: ## 500 SIGKILLs of the daemon under load, then how fast PODS=100 resume (root); the last line is JSON
+	@scripts/setup --build >&2
+	@scripts/build dev storm >&2
+	@build/bin/storm --pods $(PODS) --log build/storm.log
 
 fuzz: ## libFuzzer on every target (FUZZ_TIME=60 seconds each); the last line is JSON
 	@scripts/setup >&2

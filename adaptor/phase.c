@@ -11,6 +11,7 @@
 
 #include <fcntl.h>
 #include <sys/mman.h>
+#include <time.h>
 
 #include "base/clock.h"
 #include "base/macros.h"
@@ -52,10 +53,18 @@ void phase_await(struct phase_page *page)
     page->tunnels++;
 }
 
+static int64_t cpu_us(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
+    return (int64_t)t.tv_sec * 1000000 + t.tv_nsec / 1000;
+}
+
 static bool all_there(struct phase_page *page)
 {
     if (page->phase != PHASE_HELLO || page->resumed < page->tunnels)
         return false;
+    page->resumed_cpu_us = cpu_us();
     page->resumed_us = clock_mono_us();
     phase_set(page, PHASE_SERVING);
     return true;

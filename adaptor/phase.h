@@ -25,6 +25,7 @@ struct phase_page {
     uint32_t tunnels, resumed; /* of running sandboxes found at start, and up again of those */
     int64_t pid;               /* whose all this is */
     int64_t resumed_us;        /* clock_mono_us when the last of them was; 0: not yet */
+    int64_t resumed_cpu_us;    /* of processor time that this process had used by then */
 };
 
 /* Never fails: where there is no room for the file nobody will read it. Held for life. */

@@ -151,6 +151,23 @@ int64_t client_create(struct client *c, uint32_t number)
     return request_send(c, &q);
 }
 
+static int64_t process_send(struct client *c, const char *method, uint32_t number)
+{
+    struct request q = {.service = "grpc.AgentService", .method = method};
+    q.fields_len = (size_t)(put_name(q.fields, "w", number) - q.fields);
+    return request_send(c, &q);
+}
+
+int64_t client_wait(struct client *c, uint32_t number)
+{
+    return process_send(c, "WaitProcess", number);
+}
+
+int64_t client_end(struct client *c, uint32_t number)
+{
+    return process_send(c, "SignalProcess", number);
+}
+
 /* Until n bytes lie at c->at. */
 static int need(struct client *c, size_t n)
 {

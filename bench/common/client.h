@@ -30,6 +30,10 @@ int64_t client_check(struct client *c);
 int64_t client_read(struct client *c, uint32_t stream, size_t len);
 int64_t client_copy(struct client *c, uint32_t stream, uint64_t offset, uint64_t size);
 int64_t client_create(struct client *c, uint32_t number);
+/* WaitProcess of process `number`: answered, with the number as 8 bytes, when client_end was called
+ * for it. */
+int64_t client_wait(struct client *c, uint32_t number);
+int64_t client_end(struct client *c, uint32_t number);
 int64_t client_counters(struct client *c);
 
 /* -ETIMEDOUT after client_timeout, -ECONNRESET at the end, -EPROTO. */

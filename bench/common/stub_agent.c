@@ -3,12 +3,13 @@
  * usage: bench-agent [--verify] [SOCKET]
  *
  * An agent that is never the bottleneck: a thread for each connection, blocking calls, no copy of
- * what it sends. It answers Check, ReadStdout, CopyFile, CreateContainer and Counters (traffic.h)
- * and everything else with an empty answer. With --verify it compares what it gets.
+ * what it sends. It answers Check, ReadStdout, CopyFile, CreateContainer, WaitProcess, SignalProcess
+ * and Counters (traffic.h), and everything else with an empty answer. With --verify it compares what it gets.
  *
  * Names carry numbers: container "r3" reads stream 3 and goes on where the last ReadStdout of that
  * stream ended, whichever connection it came on; file ".../f3" is expected from its first byte to
- * its last; container "c12" may be created once. So a request that is executed twice is noticed.
+ * its last; container "c12" may be created once, process "w12" waited for once. So a request that is
+ * executed twice is noticed. WaitProcess is answered when SignalProcess comes for the same process.
  */
 #include <errno.h>
 #include <pthread.h>
@@ -30,12 +31,17 @@
 static bool verify;
 static struct traffic_counters count;
 static uint64_t read_at[TRAFFIC_STREAMS], copy_at[TRAFFIC_STREAMS];
-static uint8_t created[TRAFFIC_CREATES];
+static uint8_t created[TRAFFIC_CREATES], waited[TRAFFIC_CREATES];
+
+struct wait {
+    uint32_t process, stream; /* stream 0: free */
+};
 
 struct connection {
     int fd;
     uint8_t *in;
     size_t at, have;
+    struct wait waits[TRAFFIC_WAITS];
 };
 
 struct call {
@@ -167,13 +173,58 @@ static bool serve_create(const struct connection *c, const struct call *call)
     return answer(c, call->stream, NULL, 0);
 }
 
+/* The process of WaitProcess and SignalProcess: field 1. */
+static uint32_t process_of(const struct call *call)
+{
+    const uint8_t *at = call->payload.data, *end = at + call->payload.value;
+    for (struct field f; field_next(&at, end, &f);)
+        if (f.number == 1)
+            return number_of(&f, TRAFFIC_CREATES);
+    return UINT32_MAX;
+}
+
+static bool serve_wait(struct connection *c, const struct call *call)
+{
+    uint32_t process = process_of(call);
+    if (process == UINT32_MAX)
+        counted(&count.wrong, 1);
+    else if (__atomic_exchange_n(&waited[process], 1, __ATOMIC_RELAXED))
+        counted(&count.twice, 1);
+    for (size_t i = 0; i < TRAFFIC_WAITS; i++)
+        if (!c->waits[i].stream) {
+            c->waits[i] = (struct wait){process, call->stream};
+            return true;
+        }
+    return false;
+}
+
+static bool serve_signal(struct connection *c, const struct call *call)
+{
+    uint32_t process = process_of(call);
+    uint64_t status = process;
+    for (size_t i = 0; i < TRAFFIC_WAITS; i++)
+        if (c->waits[i].stream && c->waits[i].process == process) {
+            counted(&count.waits, 1);
+            if (!answer(c, c->waits[i].stream, &status, sizeof(status)))
+                return false;
+            c->waits[i].stream = 0;
+            return answer(c, call->stream, NULL, 0);
+        }
+    counted(&count.wrong, 1);
+    return answer(c, call->stream, NULL, 0);
+}
+
 static bool is(const struct field *f, const char *name)
 {
     return f->value == strlen(name) && memcmp(f->data, name, f->value) == 0;
 }
 
-static bool serve_call(const struct connection *c, const struct call *call)
+static bool serve_call(struct connection *c, const struct call *call)
 {
+    if (is(&call->method, "WaitProcess"))
+        return serve_wait(c, call);
+    if (is(&call->method, "SignalProcess"))
+        return serve_signal(c, call);
     if (is(&call->method, "ReadStdout"))
         return serve_read(c, call);
     if (is(&call->method, "CopyFile"))
@@ -189,7 +240,7 @@ static bool serve_call(const struct connection *c, const struct call *call)
 }
 
 /* A whole frame is at c->in + c->at. */
-static bool serve_frame(const struct connection *c, const struct ttrpc_header *h)
+static bool serve_frame(struct connection *c, const struct ttrpc_header *h)
 {
     const uint8_t *at = c->in + c->at + TTRPC_HEADER_SIZE, *end = at + h->length;
     struct call call = {.stream = h->stream};

@@ -12,12 +12,14 @@
 #define TRAFFIC_CREATE (100U << 10)
 #define TRAFFIC_STREAMS 64         /* numbered streams of each kind */
 #define TRAFFIC_CREATES (1U << 20) /* containers that one agent can tell apart */
+#define TRAFFIC_WAITS 64           /* WaitProcess calls that one connection may have under way */
 #define TRAFFIC_FILLER 77          /* a field of CreateContainerRequest that nobody knows */
 
 /* What the agent has seen, all since it started; answer to the method "Counters". */
 struct traffic_counters {
     uint64_t checks, reads, copies, creates;
-    uint64_t twice;      /* containers created again */
+    uint64_t waits;      /* WaitProcess calls that were answered */
+    uint64_t twice;      /* containers created, or waited for, again */
     uint64_t wrong;      /* requests whose bytes or place are not the expected ones */
     uint64_t copy_bytes; /* of correct CopyFile calls */
 };

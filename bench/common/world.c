@@ -36,6 +36,7 @@
 #define START_TIMEOUT_MS 60000
 #define STEP_US 1000
 #define ARGV_MAX 32
+#define LOG_MAX (256U << 20)
 
 int world_here(struct world *w, struct err *err)
 {
@@ -180,19 +181,27 @@ int wait_socket(const char *path, int64_t ms, struct err *err)
     }
 }
 
+static void add_words(const char **argv, size_t *n, const char *const *words)
+{
+    for (; words && *words && *n < ARGV_MAX - 2; words++)
+        argv[(*n)++] = *words;
+}
+
 int world_start(struct world *w, const char *agent, const char *const *more, struct err *err)
 {
-    char command[PATH_MAX + 64];
-    const char *argv[ARGV_MAX] = {"peerpod-keeper",    "--",     NULL,           "local",
-                                  "-forwarder-compat", "native", "-local-agent", command};
-    char daemon[PATH_MAX];
-    size_t n = 8;
+    char command[PATH_MAX + 64], daemon[PATH_MAX];
+    const char *const fixed[] = {daemon,  "local", "-forwarder-compat", "native", "-local-agent",
+                                 command, NULL};
+    const char *argv[ARGV_MAX] = {"peerpod-keeper"};
+    size_t n = 1;
     if (str_format(daemon, sizeof(daemon), "%s/cloud-api-adaptor", w->bin) < 0 ||
         str_format(command, sizeof(command), "%s/%s", w->bin, agent) < 0)
         return err_set(err, -ENAMETOOLONG, "%s", w->bin);
-    argv[2] = daemon;
-    for (; more && *more && n < ARGV_MAX - 1; more++)
-        argv[n++] = *more;
+    add_words(argv, &n, w->keeper_flags);
+    argv[n++] = "--";
+    add_words(argv, &n, w->launcher);
+    add_words(argv, &n, fixed);
+    add_words(argv, &n, more);
     int r = world_spawn(w, 0, argv, &w->keeper, err);
     return r < 0 ? r : wait_socket(HYPERVISOR_SOCKET, 10000, err);
 }
@@ -320,5 +329,33 @@ int pod_stop(struct pod *p, struct err *err)
     }
     free(TAKE_PTR(p->socket));
     podnet_delete(p->netns, NULL);
+    return r;
+}
+
+/* -- what the programs have said -- */
+
+static int check_log(const char *path, struct err *err)
+{
+    static const char *const words[] = {"Sanitizer", "runtime error:"};
+    _cleanup_free_ char *text = NULL;
+    if (fs_read(AT_FDCWD, path, LOG_MAX, &text, NULL, NULL) < 0)
+        return 0; /* none is kept */
+    for (size_t i = 0; i < ARRAY_SIZE(words); i++)
+        if (strstr(text, words[i]))
+            return err_set(err, -EFAULT, "%s: %.600s", path, strstr(text, words[i]));
+    return 0;
+}
+
+int world_check_logs(const struct world *w, const char *vm_logs, struct err *err)
+{
+    int r = check_log(w->log, err);
+    DIR *dir = opendir(vm_logs);
+    for (struct dirent *e; r == 0 && dir && (e = readdir(dir));) {
+        char path[512];
+        if (e->d_name[0] != '.' && str_format(path, sizeof(path), "%s/%s", vm_logs, e->d_name) == 0)
+            r = check_log(path, err);
+    }
+    if (dir)
+        closedir(dir);
     return r;
 }

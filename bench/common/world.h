@@ -11,8 +11,10 @@
 #include "base/err.h"
 
 struct world {
-    char bin[PATH_MAX]; /* the folder of this program and of all others */
-    const char *log;    /* what the programs write; appended */
+    char bin[PATH_MAX];              /* the folder of this program and of all others */
+    const char *log;                 /* what the programs write; appended */
+    const char *const *keeper_flags; /* NULL-terminated, or NULL */
+    const char *const *launcher;     /* words that run the daemon's command line; or NULL */
     pid_t keeper;
 };
 
@@ -49,6 +51,10 @@ void world_kill(pid_t pid);
 int pod_start(struct pod *p, unsigned number, struct err *err);
 /* StopVM; waits until the VM is gone. */
 int pod_stop(struct pod *p, struct err *err);
+
+/* A program that a sanitizer has ended is restarted as if it had been killed: looks for its words in
+ * the programs' log and in the VMs' (-vm-log-dir). */
+int world_check_logs(const struct world *w, const char *vm_logs, struct err *err);
 
 /* Until path is a socket that takes connections. */
 int wait_socket(const char *path, int64_t ms, struct err *err);

@@ -17,7 +17,6 @@
  * Long form: 1 GiB of ReadStdout and of CopyFile in `resets` and in `kills`; --short: 64 MiB. The
  * last line is JSON.
  */
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
@@ -36,7 +35,6 @@
 
 #define CONTROL_SOCKET "/run/peerpod/control.sock"
 #define VM_LOGS "/run/vm-logs"
-#define LOG_MAX (256U << 20)
 #define MIB ((uint64_t)1 << 20)
 #define STOPPED_READS 64     /* of a reader that does not read: more than rings and sockets hold */
 #define PHASE_MIN_MS 2500    /* some of each fault, however fast the machine */
@@ -235,33 +233,6 @@ static int phases(struct blackout *b, struct err *err)
     return r;
 }
 
-/* A program that a sanitizer has ended is restarted as if it had been killed: look. */
-static int check_log(const char *path, struct err *err)
-{
-    static const char *const words[] = {"Sanitizer", "runtime error:"};
-    _cleanup_free_ char *text = NULL;
-    if (fs_read(AT_FDCWD, path, LOG_MAX, &text, NULL, NULL) < 0)
-        return 0; /* none is kept */
-    for (size_t i = 0; i < ARRAY_SIZE(words); i++)
-        if (strstr(text, words[i]))
-            return err_set(err, -EFAULT, "%s: %.600s", path, strstr(text, words[i]));
-    return 0;
-}
-
-static int check_logs(const struct blackout *b, struct err *err)
-{
-    int r = check_log(b->world.log, err);
-    DIR *dir = opendir(VM_LOGS);
-    for (struct dirent *e; r == 0 && dir && (e = readdir(dir));) {
-        char path[512];
-        if (e->d_name[0] != '.' && str_format(path, sizeof(path), VM_LOGS "/%s", e->d_name) == 0)
-            r = check_log(path, err);
-    }
-    if (dir)
-        closedir(dir);
-    return r;
-}
-
 static int blackout_run(struct blackout *b, struct err *err)
 {
     const char *const flags[] = {"-vm-log-dir", VM_LOGS, NULL};
@@ -274,7 +245,7 @@ static int blackout_run(struct blackout *b, struct err *err)
         r = load_open(&b->load, b->pod.socket, err);
     if (r == 0)
         r = phases(b, err);
-    return r < 0 ? r : check_logs(b, err);
+    return r < 0 ? r : world_check_logs(&b->world, VM_LOGS, err);
 }
 
 static bool print_json(const struct blackout *b, const struct err *err)
