@@ -22,7 +22,9 @@
 #include <sys/file.h>
 
 #include "adaptor/control.h"
+#include "adaptor/meter.h"
 #include "adaptor/podvminfo.h"
+#include "adaptor/probe.h"
 #include "adaptor/reconcile.h"
 #include "adaptor/rpc.h"
 #include "adaptor/sandbox.h"
@@ -205,7 +207,8 @@ int adaptor_new(uv_loop_t *loop, const struct adaptor_config *config, struct pro
     struct adaptor *a = xcalloc(1, sizeof(*a));
     a->loop = loop;
     a->config = config;
-    a->provider = provider;
+    a->metrics = metrics_new();
+    a->provider = meter_new(provider, a->metrics);
     a->pods_fd = a->lock_fd = -1;
     a->started_ms = clock_real_ms();
     int r = begin(a, err);
@@ -216,6 +219,7 @@ int adaptor_new(uv_loop_t *loop, const struct adaptor_config *config, struct pro
     warn_about_restarts();
     fdstore_each("", drop_unknown, NULL);
     a->reconcile = reconcile_begin(a);
+    a->probe = probe_begin(a);
     log_info("cloud-api-adaptor " PP_VERSION " serves %s with provider %s (generation %llu)",
              config->socket, provider->type->name, (unsigned long long)a->generation);
     if (phase_serve(a->phase) && a->phase->tunnels > 0)
@@ -249,6 +253,7 @@ void adaptor_free(struct adaptor *a)
     if (!a)
         return;
     a->ending = true;
+    probe_free(a->probe);
     rpc_server_free(a->hypervisor);
     rpc_server_free(a->control);
     reconcile_free(a->reconcile);
@@ -261,5 +266,7 @@ void adaptor_free(struct adaptor *a)
     closep(&a->lock_fd);
     phase_free(a->phase);
     uv_run(a->loop, UV_RUN_NOWAIT); /* lets closed handles finish */
+    meter_free(a->provider);
+    metrics_free(a->metrics);
     free(a);
 }

@@ -18,11 +18,14 @@ struct adaptor;
 struct rpc_server;
 struct info_waiter;
 struct reconcile;
+struct metrics;
+struct probe;
 
 struct adaptor {
     uv_loop_t *loop;
     const struct adaptor_config *config;
-    struct provider *provider;
+    struct provider *provider; /* with a meter */
+    struct metrics *metrics;
     struct job_pool *jobs;
     struct tls_ctx *tls;
     int pods_fd; /* the state directory */
@@ -41,6 +44,7 @@ struct adaptor {
     struct info_waiter *info_waiters;
     struct rpc_server *hypervisor, *control;
     struct reconcile *reconcile;
+    struct probe *probe;
 };
 
 /*

@@ -67,6 +67,7 @@ int sandbox_save(struct sandbox *sb, struct err *err)
 void sandbox_note_error(struct sandbox *sb, const char *step, const struct err *err)
 {
     memcpy(sb->record.last_error, err->text, sizeof(sb->record.last_error));
+    metrics_error(sb->adaptor->metrics, step);
     log_entry(LOG_LEVEL_ERROR, sb->record.id, step, "%s", err_text(err));
 }
 
@@ -118,6 +119,7 @@ static struct sandbox *sandbox_new(struct adaptor *a, int dir)
     sb->listen_fd = -1;
     sb->timer.data = sb;
     sb->watch.data = sb;
+    sb->start_clock.step = START_STEPS;
     sb->accept_again.data = sb;
     uv_timer_init(a->loop, &sb->timer);
     uv_timer_init(a->loop, &sb->watch);
@@ -163,6 +165,7 @@ void sandbox_close_streams(struct sandbox *sb)
         tunnel_get_stats(sb->tunnel, &stats);
         sb->bytes_tx += stats.bytes_tx;
         sb->bytes_rx += stats.bytes_rx;
+        metrics_keep_tunnel(sb);
     }
     tunnel_free(TAKE_PTR(sb->tunnel));
     sb->tunnel_up = sb->agent_ready = false;

@@ -6,6 +6,7 @@
 #pragma once
 
 #include "adaptor/adaptor.h"
+#include "adaptor/metrics.h"
 #include "adaptor/podspec.h"
 #include "adaptor/record.h"
 #include "relay/tunnel.h"
@@ -48,6 +49,7 @@ struct sandbox {
     int64_t tunnel_down_ms;
     unsigned handles; /* that are not closed yet */
     const char *step; /* of STARTING, for people: "waiting for the forwarder" */
+    struct start_clock start_clock;
     unsigned delete_tries;
     int64_t start_began_ms, start_deadline_ms; /* monotonic */
 };

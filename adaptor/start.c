@@ -236,6 +236,21 @@ static int build_user_data(struct sandbox *sb, struct vm_job *j, struct apf *net
     return r;
 }
 
+static const char *const step_texts[START_STEPS] = {
+    [START_INSPECT] = "inspecting the pod's network",
+    [START_CREATE] = "creating the instance",
+    [START_ADDRESS] = "waiting for the instance's address",
+    [START_NETWORK] = "setting up the pod's network",
+    [START_FORWARDER] = "waiting for the forwarder in the pod VM",
+    [START_AGENT] = "waiting for the agent in the pod VM",
+};
+
+static void enter(struct sandbox *sb, enum start_step step)
+{
+    sb->step = step_texts[step];
+    metrics_start_step(sb, step);
+}
+
 /* -- the tunnel's callbacks -- */
 
 static void start_succeeded(struct sandbox *sb)
@@ -247,6 +262,7 @@ static void start_succeeded(struct sandbox *sb)
         sandbox_start_fail(sb, "record", &err);
         return;
     }
+    metrics_start_over(sb, START_OK);
     log_entry(LOG_LEVEL_INFO, sb->record.id, "start", "pod VM %s at %s runs after %lld ms",
               sb->record.instance.name, sb->record.instance.addresses[0],
               (long long)(clock_mono_ms() - sb->start_began_ms));
@@ -267,17 +283,26 @@ static void check_started(struct sandbox *sb)
 {
     if (sb->record.state != SANDBOX_STARTING || !sb->tunnel_up)
         return;
-    sb->step = "waiting for the agent in the pod VM";
+    enter(sb, START_AGENT);
     if (sb->agent_ready)
         start_succeeded(sb);
     else
         arm_deadline(sb);
 }
 
+static void note_gap(struct sandbox *sb)
+{
+    struct tunnel_stats stats;
+    tunnel_get_stats(sb->tunnel, &stats);
+    metrics_gap(sb->adaptor->metrics, stats.silence_ms);
+}
+
 static void on_up(void *owner, bool first)
 {
     struct sandbox *sb = owner;
     sb->tunnel_up = true;
+    if (!first)
+        note_gap(sb);
     log_entry(first ? LOG_LEVEL_INFO : LOG_LEVEL_WARN, sb->record.id, "tunnel",
               first ? "tunnel is up" : "tunnel is up again");
     sandbox_resumed(sb);
@@ -430,6 +455,7 @@ void sandbox_start_fail(struct sandbox *sb, const char *step, const struct err *
 {
     struct err copy = *err;
     sandbox_note_error(sb, step, &copy);
+    metrics_start_over(sb, START_FAILED);
     waiters_done(&sb->starters, &copy);
     sandbox_stop(sb, "StartVM failed");
 }
@@ -457,7 +483,7 @@ static void start_timed_out(uv_timer_t *timer)
 static int dial_begin(struct sandbox *sb, struct err *err)
 {
     int64_t proxy = clock_mono_ms() + sb->adaptor->config->proxy_timeout_ns / 1000000;
-    sb->step = "waiting for the forwarder in the pod VM";
+    enter(sb, START_FORWARDER);
     sb->start_deadline_ms = MIN(sb->start_deadline_ms, proxy);
     arm_deadline(sb);
     return sb->record.plain ? plain_begin(sb, err) : sandbox_tunnel_open(sb, err);
@@ -471,7 +497,7 @@ static int setup_next(struct sandbox *sb, struct apf *apf, struct err *err)
 
 static int setup_begin(struct sandbox *sb, struct err *err)
 {
-    sb->step = "setting up the pod's network";
+    enter(sb, START_NETWORK);
     return sandbox_network_begin(sb, true, setup_next, err);
 }
 
@@ -501,7 +527,7 @@ static void wait_begin(struct sandbox *sb)
 {
     struct vm_job *j = vm_job_new(sb);
     struct err err = ERR_INIT;
-    sb->step = "waiting for the instance's address";
+    enter(sb, START_ADDRESS);
     if (job_start(sb->adaptor->jobs, JOB_CREATE, "wait", 0, wait_run, wait_done, j, &sb->job,
                   &err) < 0) {
         vm_job_free(j);
@@ -538,7 +564,7 @@ static int create_with(struct sandbox *sb, struct apf *network, bool look_first,
 {
     struct vm_job *j = vm_job_new(sb);
     j->look_first = look_first;
-    sb->step = "creating the instance";
+    enter(sb, START_CREATE);
     add_tags(j, sb);
     int r = build_user_data(sb, j, network, err);
     if (r == 0)
@@ -563,7 +589,7 @@ static int look_next(struct sandbox *sb, struct apf *apf, struct err *err)
 
 static int create_begin(struct sandbox *sb, bool look_first, struct err *err)
 {
-    sb->step = "inspecting the pod's network";
+    enter(sb, START_INSPECT);
     sb->record.state = SANDBOX_STARTING;
     if (!look_first)
         sb->record.started_ms = clock_real_ms();
@@ -602,7 +628,6 @@ void sandbox_start(struct sandbox *sb, int64_t timeout_ns, struct waiter *w)
     }
     waiter_add(&sb->starters, w);
     sb->start_began_ms = clock_mono_ms();
-    sb->step = "creating the instance";
     sb->start_deadline_ms = sb->start_began_ms + start_bound_ms(sb, timeout_ns);
     arm_deadline(sb);
     sandbox_watch_start(sb);
@@ -621,7 +646,6 @@ void sandbox_start_resume(struct sandbox *sb)
     log_entry(LOG_LEVEL_INFO, sb->record.id, "recover", "going on with StartVM");
     sb->start_began_ms = clock_mono_ms() - spent;
     sb->start_deadline_ms = sb->start_began_ms + bound;
-    sb->step = "creating the instance";
     arm_deadline(sb);
     sandbox_watch_start(sb);
     if (!*sb->record.instance.id)

@@ -152,6 +152,7 @@ void sandbox_stop(struct sandbox *sb, const char *why)
     if (sb->record.state == SANDBOX_DELETING)
         return;
     log_entry(LOG_LEVEL_INFO, sb->record.id, "stop", "deleting: %s", why);
+    metrics_start_over(sb, START_CANCELLED); /* of a start, if one is under way */
     sb->record.state = SANDBOX_DELETING;
     int saved = sandbox_save(sb, NULL);
     sandbox_close_streams(sb);

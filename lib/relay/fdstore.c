@@ -14,6 +14,9 @@
  * is stuck must become an error and not a daemon that hangs.
  *
  * Inherited descriptors are kept sorted by name: a recovery takes some thousands of them.
+ *
+ * Nobody tells how much the store holds, so the names that we gave and took back are counted: a set
+ * of their hashes, because a name may be removed that was never there.
  */
 #include "relay/fdstore.h"
 
@@ -42,7 +45,78 @@ static struct {
     char *names;
     struct inherited *fds; /* by name */
     size_t n;
+    uint64_t *held;          /* hashes of names, an open table; 0: free */
+    size_t n_held, cap_held; /* a power of two */
 } store;
+
+/* -- the set of names -- */
+
+static uint64_t hash_name(const char *name)
+{
+    uint64_t h = 14695981039346656037ULL; /* FNV-1a */
+    for (; *name; name++)
+        h = (h ^ (unsigned char)*name) * 1099511628211ULL;
+    return h ? h : 1;
+}
+
+/* Where it is, or where it belongs. */
+static size_t held_find(uint64_t h)
+{
+    size_t i = h & (store.cap_held - 1);
+    while (store.held[i] && store.held[i] != h)
+        i = (i + 1) & (store.cap_held - 1);
+    return i;
+}
+
+static void held_insert(uint64_t h)
+{
+    size_t i = held_find(h);
+    store.n_held += store.held[i] == 0;
+    store.held[i] = h;
+}
+
+static void held_resize(size_t cap)
+{
+    uint64_t *old = store.held;
+    size_t n = store.cap_held;
+    store.held = xcalloc(cap, sizeof(*old));
+    store.cap_held = cap;
+    store.n_held = 0;
+    for (size_t i = 0; i < n; i++)
+        if (old[i])
+            held_insert(old[i]);
+    free(old);
+}
+
+static void held_add(const char *name)
+{
+    if ((store.n_held + 1) * 2 > store.cap_held)
+        held_resize(MAX(store.cap_held * 2, (size_t)64));
+    held_insert(hash_name(name));
+}
+
+/* What stands behind it in its run is put in again, so that no gap hides it. */
+static void held_remove(const char *name)
+{
+    if (store.cap_held == 0)
+        return;
+    size_t i = held_find(hash_name(name));
+    if (!store.held[i])
+        return;
+    do {
+        uint64_t h = store.held[i];
+        store.held[i] = 0;
+        store.n_held--;
+        if (h != hash_name(name))
+            held_insert(h);
+        i = (i + 1) & (store.cap_held - 1);
+    } while (store.held[i]);
+}
+
+size_t fdstore_count(void)
+{
+    return store.n_held;
+}
 
 /* -- start -- */
 
@@ -100,6 +174,7 @@ static int inherit(size_t n, struct err *err)
         char *name = strsep(&rest, ":");
         if (fcntl(fd, F_SETFD, FD_CLOEXEC) < 0)
             return err_errno(err, -errno, "LISTEN_FDS=%zu, but descriptor %d", n, fd);
+        held_add(name ? name : "unknown");
         store.fds[store.n++] = (struct inherited){.name = name ? name : "unknown", .fd = fd};
     }
     qsort(store.fds, store.n, sizeof(*store.fds), by_name);
@@ -141,6 +216,7 @@ void fdstore_done(void)
         closep(&store.fds[i].fd);
     free(store.fds);
     free(store.names);
+    free(store.held);
     if (store.address_len > 0)
         close(store.socket);
     memset(&store, 0, sizeof(store));
@@ -239,7 +315,10 @@ int fdstore_add(const char *name, int fd, struct err *err)
     if (fd < 0)
         return err_set(err, -EBADF, "descriptor store: no descriptor for '%s'", name);
     snprintf(text, sizeof(text), "FDSTORE=1\nFDNAME=%s\nFDPOLL=0\n", name);
-    return send_message(text, fd, err);
+    r = send_message(text, fd, err);
+    if (r == 0 && fdstore_available())
+        held_add(name);
+    return r;
 }
 
 int fdstore_remove(const char *name, struct err *err)
@@ -250,7 +329,10 @@ int fdstore_remove(const char *name, struct err *err)
     if (r < 0)
         return r;
     snprintf(text, sizeof(text), "FDSTOREREMOVE=1\nFDNAME=%s\n", name);
-    return send_message(text, -1, err);
+    r = send_message(text, -1, err);
+    if (r == 0)
+        held_remove(name);
+    return r;
 }
 
 int fdstore_notify(const char *state, struct err *err)

@@ -22,6 +22,8 @@
 int fdstore_init(struct err *err);
 void fdstore_done(void); /* closes what nobody took */
 bool fdstore_available(void);
+/* Names that the store holds for us, as far as we know. */
+size_t fdstore_count(void);
 
 /* The inherited descriptor of that name, now the caller's; -1 when there is none. */
 int fdstore_take(const char *name);

@@ -83,7 +83,8 @@ struct tunnel_stats {
     uint64_t bytes_tx, bytes_rx; /* payload of channels */
     uint64_t sessions, redials, resumes;
     uint64_t evicted;   /* forwarder: connections that had to go before they said hello */
-    int64_t last_rx_ms; /* clock_mono_ms */
+    int64_t last_rx_ms; /* clock_mono_ms; of the last session that was up */
+    int64_t silence_ms; /* the last resume: time since the last byte before it */
     int64_t rtt_us;     /* of the last ping; 0: none was needed yet */
     bool up, agent_ready;
     char peer[64]; /* address of the present session */

@@ -288,6 +288,8 @@ static void session_up(struct session *s)
     t->was_up = true;
     t->stats.sessions++;
     t->stats.resumes += !first;
+    if (!first)
+        t->stats.silence_ms = clock_mono_ms() - t->stats.last_rx_ms;
     err_clear(&t->last_refusal);
     err_clear(&t->last_err);
     memcpy(t->stats.peer, s->peer, sizeof(t->stats.peer));

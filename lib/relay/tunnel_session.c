@@ -84,8 +84,10 @@ static void report(struct session *s, bool was_up, bool was_cur, const struct er
     if (was_cur)
         tunnel_redial(t, refused ? TUNNEL_REFUSED_GAP_MS : TUNNEL_DIAL_GAP_MS);
     log_debug("tunnel %s: session with %s: %s", t->sandbox, s->peer, err_text(why));
-    if (was_up)
+    if (was_up) {
+        t->stats.last_rx_ms = s->last_rx;
         t->ops->down(t->owner, why);
+    }
     if (news && !t->dead)
         t->ops->refused(t->owner, why);
 }
