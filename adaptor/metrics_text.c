@@ -14,6 +14,7 @@
 #include <time.h>
 
 #include "adaptor/metrics.h"
+#include "adaptor/metrics_int.h"
 #include "adaptor/reconcile.h"
 #include "adaptor/rpc.h"
 #include "adaptor/sandbox.h"
@@ -25,13 +26,34 @@ static const char *const result_words[START_RESULTS] = {"ok", "failed", "cancell
 static const char *const call_words[PROVIDER_CALLS] = {"verify", "create",         "find",
                                                        "list",   "wait_addresses", "delete"};
 
-static void head(struct buf *out, const char *name, const char *type, const char *unit,
-                 const char *help)
+void metrics_head(struct buf *out, const char *name, const char *type, const char *unit,
+                  const char *help)
 {
     buf_addf(out, "# TYPE %s %s\n", name, type);
     if (*unit)
         buf_addf(out, "# UNIT %s %s\n", name, unit);
     buf_addf(out, "# HELP %s %s\n", name, help);
+}
+
+void metrics_quote(struct buf *out, const char *text)
+{
+    buf_adds(out, "\"");
+    for (; *text; text++) {
+        if (*text == '"' || *text == '\\')
+            buf_adds(out, "\\");
+        if (*text == '\n')
+            buf_adds(out, "\\n");
+        else
+            buf_add(out, text, 1);
+    }
+    buf_adds(out, "\"");
+}
+
+void metrics_bound(struct buf *out, double bound)
+{
+    char text[32];
+    snprintf(text, sizeof(text), "%g", bound);
+    buf_addf(out, "%s%s", text, strchr(text, '.') ? "" : ".0");
 }
 
 static void number(struct buf *out, const char *name, uint64_t value)
@@ -48,14 +70,14 @@ static void labelled(struct buf *out, const char *name, const char *label, const
 static void counter(struct buf *out, const char *name, const char *unit, const char *help,
                     uint64_t value)
 {
-    head(out, name, "counter", unit, help);
+    metrics_head(out, name, "counter", unit, help);
     buf_addf(out, "%s_total %llu\n", name, (unsigned long long)value);
 }
 
 static void gauge(struct buf *out, const char *name, const char *unit, const char *help,
                   uint64_t value)
 {
-    head(out, name, "gauge", unit, help);
+    metrics_head(out, name, "gauge", unit, help);
     number(out, name, value);
 }
 
@@ -72,9 +94,9 @@ static void histogram(struct buf *out, const char *name, const char *label, cons
     }
     for (size_t i = 0; i < HISTOGRAM_BUCKETS; i++) {
         n += h->counts[i];
-        buf_addf(out, "%s_bucket{%s%sle=\"%g%s\"} %llu\n", name, pair, comma, histogram_bounds[i],
-                 histogram_bounds[i] >= 1 && histogram_bounds[i] != 2.5 ? ".0" : "",
-                 (unsigned long long)n);
+        buf_addf(out, "%s_bucket{%s%sle=\"", name, pair, comma);
+        metrics_bound(out, histogram_bounds[i]);
+        buf_addf(out, "\"} %llu\n", (unsigned long long)n);
     }
     n += h->counts[HISTOGRAM_BUCKETS];
     buf_addf(out, "%s_bucket{%s%sle=\"+Inf\"} %llu\n", name, pair, comma, (unsigned long long)n);
@@ -114,7 +136,7 @@ static void look(const struct adaptor *a, struct view *v)
 
 static void write_daemon(const struct adaptor *a, struct buf *out)
 {
-    head(out, "peerpod_build", "info", "", "Version, provider and mode of this daemon.");
+    metrics_head(out, "peerpod_build", "info", "", "Version, provider and mode of this daemon.");
     buf_addf(out, "peerpod_build_info{version=\"%s\",provider=\"%s\",forwarder_compat=\"%s\"} 1\n",
              PP_VERSION, a->provider->type->name, a->config->forwarder_compat);
     gauge(out, "peerpod_generation", "",
@@ -125,7 +147,7 @@ static void write_daemon(const struct adaptor *a, struct buf *out)
           fdstore_available());
     gauge(out, "peerpod_keeper_descriptors", "", "Descriptors that the store holds for us.",
           fdstore_count());
-    head(out, "peerpod_rpc_connections", "gauge", "", "Open connections, by socket.");
+    metrics_head(out, "peerpod_rpc_connections", "gauge", "", "Open connections, by socket.");
     labelled(out, "peerpod_rpc_connections", "socket", "hypervisor",
              rpc_server_connections(a->hypervisor));
     labelled(out, "peerpod_rpc_connections", "socket", "control",
@@ -139,7 +161,7 @@ static void write_sandboxes(const struct adaptor *a, const struct view *v, struc
     uint64_t orphans = 0;
     for (const struct orphan *o = reconcile_orphans(a->reconcile); o; o = o->next)
         orphans++;
-    head(out, "peerpod_sandboxes", "gauge", "", "Sandboxes by state.");
+    metrics_head(out, "peerpod_sandboxes", "gauge", "", "Sandboxes by state.");
     for (enum sandbox_state s = SANDBOX_CREATED; s <= SANDBOX_DELETING; s++)
         labelled(out, "peerpod_sandboxes", "state", sandbox_state_name(s), v->states[s]);
     gauge(out, "peerpod_sandboxes_limit", "", "CreateVM is refused beyond so many.",
@@ -153,18 +175,20 @@ static void write_sandboxes(const struct adaptor *a, const struct view *v, struc
 
 static void write_starts(const struct metrics *m, struct buf *out)
 {
-    head(out, "peerpod_starts", "counter", "", "StartVM operations that have ended, by result.");
+    metrics_head(out, "peerpod_starts", "counter", "",
+                 "StartVM operations that have ended, by result.");
     for (size_t i = 0; i < START_RESULTS; i++)
         labelled(out, "peerpod_starts_total", "result", result_words[i], m->results[i]);
-    head(out, "peerpod_start_duration_seconds", "histogram", "seconds",
-         "Time from StartVM to a pod VM whose agent answers.");
+    metrics_head(out, "peerpod_start_duration_seconds", "histogram", "seconds",
+                 "Time from StartVM to a pod VM whose agent answers.");
     histogram(out, "peerpod_start_duration_seconds", "", "", &m->starts);
-    head(out, "peerpod_start_step_duration_seconds", "histogram", "seconds",
-         "Time that each step of StartVM took, when it succeeded.");
+    metrics_head(out, "peerpod_start_step_duration_seconds", "histogram", "seconds",
+                 "Time that each step of StartVM took, when it succeeded.");
     for (size_t i = 0; i < START_STEPS; i++)
         histogram(out, "peerpod_start_step_duration_seconds", "step", step_words[i],
                   &m->start_steps[i]);
-    head(out, "peerpod_errors", "counter", "", "Errors of sandboxes, by the step that failed.");
+    metrics_head(out, "peerpod_errors", "counter", "",
+                 "Errors of sandboxes, by the step that failed.");
     for (size_t i = 0; i < ERROR_STEPS; i++)
         labelled(out, "peerpod_errors_total", "step", metrics_error_steps[i], m->errors[i]);
 }
@@ -172,13 +196,13 @@ static void write_starts(const struct metrics *m, struct buf *out)
 static void write_provider(struct metrics *m, struct buf *out)
 {
     pthread_mutex_lock(&m->lock);
-    head(out, "peerpod_provider_call_duration_seconds", "histogram", "seconds",
-         "Calls of the provider by operation, failed ones included.");
+    metrics_head(out, "peerpod_provider_call_duration_seconds", "histogram", "seconds",
+                 "Calls of the provider by operation, failed ones included.");
     for (size_t i = 0; i < PROVIDER_CALLS; i++)
         histogram(out, "peerpod_provider_call_duration_seconds", "operation", call_words[i],
                   &m->provider[i].time);
-    head(out, "peerpod_provider_errors", "counter", "",
-         "Calls of the provider that failed, cancelled ones excluded.");
+    metrics_head(out, "peerpod_provider_errors", "counter", "",
+                 "Calls of the provider that failed, cancelled ones excluded.");
     for (size_t i = 0; i < PROVIDER_CALLS; i++)
         labelled(out, "peerpod_provider_errors_total", "operation", call_words[i],
                  m->provider[i].errors);
@@ -187,7 +211,7 @@ static void write_provider(struct metrics *m, struct buf *out)
 
 static void write_tunnels(const struct metrics *m, const struct view *v, struct buf *out)
 {
-    head(out, "peerpod_tunnels", "gauge", "", "Tunnels to pod VMs that have been up once.");
+    metrics_head(out, "peerpod_tunnels", "gauge", "", "Tunnels to pod VMs that have been up once.");
     labelled(out, "peerpod_tunnels", "state", "up", v->tunnels_up);
     labelled(out, "peerpod_tunnels", "state", "down", v->tunnels_down);
     counter(out, "peerpod_tunnel_redials", "", "Attempts to connect again after a tunnel was lost.",
@@ -198,8 +222,8 @@ static void write_tunnels(const struct metrics *m, const struct view *v, struct 
             v->bytes_tx);
     counter(out, "peerpod_tunnel_received_bytes", "bytes", "Agent traffic from pod VMs.",
             v->bytes_rx);
-    head(out, "peerpod_resume_gap_seconds", "histogram", "seconds",
-         "Silence of a tunnel from its last byte until it was up again.");
+    metrics_head(out, "peerpod_resume_gap_seconds", "histogram", "seconds",
+                 "Silence of a tunnel from its last byte until it was up again.");
     histogram(out, "peerpod_resume_gap_seconds", "", "", &m->gaps);
 }
 
@@ -234,14 +258,15 @@ static void write_process(const struct adaptor *a, struct buf *out)
     struct rlimit files = {0};
     clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &cpu);
     getrlimit(RLIMIT_NOFILE, &files);
-    head(out, "process_cpu_seconds", "counter", "seconds", "Processor time, user and system.");
+    metrics_head(out, "process_cpu_seconds", "counter", "seconds",
+                 "Processor time, user and system.");
     buf_addf(out, "process_cpu_seconds_total %lld.%06ld\n", (long long)cpu.tv_sec,
              cpu.tv_nsec / 1000);
     gauge(out, "process_resident_memory_bytes", "bytes", "Resident memory.",
           resident_pages() * (uint64_t)sysconf(_SC_PAGESIZE));
     gauge(out, "process_open_fds", "", "Open descriptors.", open_descriptors());
     gauge(out, "process_max_fds", "", "Limit of open descriptors.", files.rlim_cur);
-    head(out, "process_start_time_seconds", "gauge", "seconds", "Unix time of the start.");
+    metrics_head(out, "process_start_time_seconds", "gauge", "seconds", "Unix time of the start.");
     buf_addf(out, "process_start_time_seconds %lld.%03lld\n", (long long)(a->started_ms / 1000),
              (long long)(a->started_ms % 1000));
 }
@@ -254,6 +279,7 @@ void metrics_write(struct adaptor *a, struct buf *out)
     write_sandboxes(a, &v, out);
     write_starts(a->metrics, out);
     write_provider(a->metrics, out);
+    metrics_write_requests(out);
     write_tunnels(a->metrics, &v, out);
     write_process(a, out);
     buf_adds(out, "# EOF\n");
