@@ -2,10 +2,12 @@
 /*
  * HTTP for jobs, on libcurl.
  *
- * Model: a job that speaks HTTP has one *session*, an easy and a multi handle, made with its first
- * request and freed with the job's thread (job_attach). All its requests go through it, so that
- * polling a cloud reuses the connection; nothing is shared between threads. A request is one turn
- * of configure, drive, collect.
+ * Model: a job that speaks HTTP has one *session*, an easy and a multi handle with its kept
+ * connections, checked out of a pool with its first request and given back when the job's thread
+ * ends (job_attach). All the job's requests go through it, so that polling a cloud reuses the
+ * connection, and the next job finds it warm; at any time one thread has it, as libcurl shares no
+ * connections across threads. What has been idle for long is closed at the next use of the pool. A
+ * request is one turn of configure, drive, collect.
  *
  * Waiting is curl_multi_poll with the job's cancel descriptor beside curl's own, so that a cancel
  * takes effect at once; time is bounded by the smaller of the request's limit and the job's
@@ -18,9 +20,13 @@
  *
  * Bounds: reply headers, reply body. Header names and values that hold line breaks are refused, as
  * they could smuggle a header into a signed request. No redirects (credentials would follow),
- * HTTP/1.1 only (one request at a time; HTTP/2 would cost 100 KiB of tables per job), nothing from
- * the environment unless asked for, no default headers but Host, Accept and User-Agent: signatures
- * cover what is sent.
+ * HTTP/1.1 only (one request at a time; HTTP/2 would cost 100 KiB of tables per job), no proxy
+ * from the environment unless asked for, no default headers but Host, Accept and User-Agent:
+ * signatures cover what is sent.
+ *
+ * The environment is read as Go's programs read it, since users have it set up for those: HTTP_PROXY
+ * in capitals counts too (libcurl ignores it for fear of CGI), loopback is never proxied, and
+ * SSL_CERT_FILE and SSL_CERT_DIR replace the system's authorities.
  *
  * Failures: an errno with curl's own words behind "METHOD scheme://host/path", never the query or
  * user info, which may hold tokens. A cancel wins over whatever curl says at the same time.
@@ -36,19 +42,30 @@
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
+#include <sys/socket.h>
 
 #include "base/buf.h"
 #include "base/clock.h"
+#include "base/log.h"
 #include "base/str.h"
 #include "loop/http_stats.h"
+#include "loop/http_trace.h"
 
 #define TIMEOUT_MS_DEFAULT 30000
 #define CONNECT_TIMEOUT_MS_DEFAULT 5000
+#define POOL_IDLE_MAX 16
+#define POOL_IDLE_MS 60000
+#define SESSION_CONNECTIONS_MAX 4L
 
 struct session {
     CURL *easy;
     CURLM *multi;
+    struct session *next; /* pool_lock */
+    int64_t idle_ms;      /* pool_lock: since when */
 };
+
+static pthread_mutex_t pool_lock = PTHREAD_MUTEX_INITIALIZER;
+static struct session *pool; /* pool_lock: idle ones, the latest first */
 
 /* One exchange. */
 struct exchange {
@@ -70,13 +87,70 @@ static void curl_init(void)
     curl_init_result = curl_global_init(CURL_GLOBAL_ALL);
 }
 
-static void session_free(void *p)
+static void session_free(struct session *s)
 {
-    struct session *s = p;
-
     curl_easy_cleanup(s->easy);
     curl_multi_cleanup(s->multi);
     free(s);
+}
+
+/* pool_lock. Takes what is too old or too much off the pool's end. */
+static struct session *pool_surplus(void)
+{
+    int64_t oldest = clock_mono_ms() - POOL_IDLE_MS;
+    struct session **at = &pool, *surplus;
+
+    for (unsigned n = 0; *at && n < POOL_IDLE_MAX && (*at)->idle_ms > oldest; n++)
+        at = &(*at)->next;
+    surplus = *at;
+    *at = NULL;
+    return surplus;
+}
+
+static void sessions_free(struct session *s)
+{
+    for (struct session *next; s; s = next) {
+        next = s->next;
+        session_free(s); /* may write to sockets: outside the lock */
+    }
+}
+
+static struct session *pool_take(void)
+{
+    struct session *s, *surplus;
+
+    pthread_mutex_lock(&pool_lock);
+    surplus = pool_surplus();
+    s = pool;
+    if (s)
+        pool = s->next;
+    pthread_mutex_unlock(&pool_lock);
+    sessions_free(surplus);
+    return s;
+}
+
+void http_close_idle(void)
+{
+    struct session *all;
+
+    pthread_mutex_lock(&pool_lock);
+    all = pool;
+    pool = NULL;
+    pthread_mutex_unlock(&pool_lock);
+    sessions_free(all);
+}
+
+static void pool_give(void *p)
+{
+    struct session *s = p, *surplus;
+
+    pthread_mutex_lock(&pool_lock);
+    s->idle_ms = clock_mono_ms();
+    s->next = pool;
+    pool = s;
+    surplus = pool_surplus();
+    pthread_mutex_unlock(&pool_lock);
+    sessions_free(surplus);
 }
 
 static struct session *session_get(struct job *job)
@@ -88,14 +162,19 @@ static struct session *session_get(struct job *job)
     pthread_once(&curl_once, curl_init);
     if (curl_init_result != CURLE_OK)
         return NULL;
-    s = xcalloc(1, sizeof(*s));
-    s->easy = curl_easy_init();
-    s->multi = curl_multi_init();
-    if (!s->easy || !s->multi) {
-        session_free(s);
-        return NULL;
+    s = pool_take();
+    if (!s) {
+        s = xcalloc(1, sizeof(*s));
+        s->easy = curl_easy_init();
+        s->multi = curl_multi_init();
+        if (!s->easy || !s->multi ||
+            curl_multi_setopt(s->multi, CURLMOPT_MAXCONNECTS, SESSION_CONNECTIONS_MAX) !=
+                CURLM_OK) {
+            session_free(s);
+            return NULL;
+        }
     }
-    job_attach(job, s, session_free);
+    job_attach(job, s, pool_give);
     return s;
 }
 
@@ -237,7 +316,31 @@ static int set_callbacks(CURL *easy, struct exchange *x, struct err *err)
     return 0;
 }
 
-static int set_manners(CURL *easy, const struct http_request *r, struct err *err)
+/* libcurl's own sockets would be inherited by the children of the daemon. */
+static curl_socket_t open_socket(void *arg, curlsocktype purpose, struct curl_sockaddr *a)
+{
+    (void)arg;
+    (void)purpose;
+    return socket(a->family, a->socktype | SOCK_CLOEXEC, a->protocol);
+}
+
+static int on_trace(CURL *easy, curl_infotype type, char *data, size_t len, void *arg)
+{
+    _cleanup_(buf_done) struct buf text = BUF_INIT(2 * HTTP_HEADERS_MAX);
+
+    (void)easy;
+    (void)arg;
+    if (type == CURLINFO_DATA_OUT || type == CURLINFO_DATA_IN) {
+        log_debug("http %c %zu bytes of body", type == CURLINFO_DATA_OUT ? '>' : '<', len);
+    } else if (type == CURLINFO_HEADER_OUT || type == CURLINFO_HEADER_IN) {
+        http_trace_head(data, len, &text);
+        if (text.len > 0)
+            log_debug("http %c %s", type == CURLINFO_HEADER_OUT ? '>' : '<', text.data);
+    }
+    return 0;
+}
+
+static int set_manners(CURL *easy, struct err *err)
 {
     SET(CURLOPT_NOSIGNAL, 1L);
     SET(CURLOPT_QUICK_EXIT, 1L);
@@ -246,11 +349,43 @@ static int set_manners(CURL *easy, const struct http_request *r, struct err *err
     SET(CURLOPT_HTTP_VERSION, (long)CURL_HTTP_VERSION_1_1);
     SET(CURLOPT_USERAGENT, "peerpod/" PP_VERSION);
     SET(CURLOPT_SSLVERSION, (long)CURL_SSLVERSION_TLSv1_2);
-    if (!r->use_proxy)
+    SET(CURLOPT_OPENSOCKETFUNCTION, open_socket);
+    if (log_enabled(LOG_LEVEL_DEBUG)) {
+        SET(CURLOPT_VERBOSE, 1L);
+        SET(CURLOPT_DEBUGFUNCTION, on_trace);
+    }
+    return 0;
+}
+
+/* NULL when unset or empty. */
+static const char *env(const char *name)
+{
+    const char *value = getenv(name);
+
+    return str_empty(value) ? NULL : value;
+}
+
+static bool is_loopback(const char *url)
+{
+    const char *host = strstr(url, "://");
+
+    host = host ? host + 3 : url;
+    return str_starts(host, "127.") || str_starts(host, "[::1]") ||
+           (strncasecmp(host, "localhost", 9) == 0 && (!host[9] || strchr(":/?", host[9])));
+}
+
+static int set_surroundings(CURL *easy, const struct http_request *r, struct err *err)
+{
+    const char *file = r->ca_file ? r->ca_file : env("SSL_CERT_FILE");
+    const char *dir = r->ca_file ? NULL : env("SSL_CERT_DIR");
+
+    if (!r->use_proxy || is_loopback(r->url))
         SET(CURLOPT_PROXY, "");
-    if (r->ca_file) {
-        SET(CURLOPT_CAINFO, r->ca_file);
-        SET(CURLOPT_CAPATH, NULL);
+    else if (strncasecmp(r->url, "http:", 5) == 0 && !env("http_proxy") && env("HTTP_PROXY"))
+        SET(CURLOPT_PROXY, env("HTTP_PROXY"));
+    if (file || dir) {
+        SET(CURLOPT_CAINFO, file);
+        SET(CURLOPT_CAPATH, dir);
     }
     return 0;
 }
@@ -266,8 +401,8 @@ static int exchange_configure(struct exchange *x, const struct job *job, struct 
         return err_set(err, -EINVAL, "the URL holds white space");
     SET(CURLOPT_URL, r->url);
     if ((ret = set_method(easy, r, err)) < 0 || (ret = set_limits(easy, r, job, err)) < 0 ||
-        (ret = set_callbacks(easy, x, err)) < 0 || (ret = set_manners(easy, r, err)) < 0 ||
-        (ret = add_headers(x, err)) < 0)
+        (ret = set_callbacks(easy, x, err)) < 0 || (ret = set_manners(easy, err)) < 0 ||
+        (ret = set_surroundings(easy, r, err)) < 0 || (ret = add_headers(x, err)) < 0)
         return ret;
     SET(CURLOPT_HTTPHEADER, x->headers);
     return 0;

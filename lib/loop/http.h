@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * HTTP for jobs, on libcurl: one request, bounded, cancellable, no redirects, no proxies from the
- * environment unless asked for, no shared connection cache (libcurl does not support it across
- * threads).
+ * environment unless asked for. Connections are kept for the next request of the job, and for the
+ * next job.
  */
 #pragma once
 
@@ -20,9 +20,9 @@ struct http_request {
     size_t body_max;            /* of the reply; 0: HTTP_BODY_MAX_DEFAULT */
     int64_t timeout_ms;         /* whole exchange; 0: 30 s; the job's deadline rules as well */
     int64_t connect_timeout_ms; /* 0: 5 s */
-    const char *ca_file;        /* NULL: the system's */
+    const char *ca_file;        /* NULL: SSL_CERT_FILE, SSL_CERT_DIR, the system's */
     bool repeatable;            /* a POST or PATCH that may reach the server twice: see http.c */
-    bool use_proxy;             /* honour HTTPS_PROXY and friends */
+    bool use_proxy;             /* honour HTTPS_PROXY, NO_PROXY and friends */
     const char *operation;      /* counted under this name (http_stats.h); NULL: not counted */
 };
 
@@ -42,3 +42,6 @@ const char *http_response_header(const struct http_response *r, const char *name
  * -ECONNREFUSED, -EFBIG (beyond body_max), -EIO, ... with curl's own words in err. */
 int job_http(struct job *job, const struct http_request *request, struct http_response *ret,
              struct err *err);
+
+/* Closes the connections that no job has. Any thread. */
+void http_close_idle(void);

@@ -309,3 +309,22 @@ int rest_call(struct rest *rest, struct job *job, const struct rest_op *op,
     keep_cause(&now, &before);
     return call_failed(&c, ret, &now, err);
 }
+
+int rest_fetch(struct job *job, const struct http_request *request, struct http_response *ret,
+               struct err *err)
+{
+    for (unsigned n = 1;; n++) {
+        struct err now = ERR_INIT;
+        int r = job_http(job, request, ret, &now);
+
+        if (r == 0 && ret->status != 429 && ret->status < 500)
+            return 0;
+        if (r == 0)
+            r = err_set(&now, -EREMOTEIO, "%s %s: HTTP %ld", request->method, request->url,
+                        ret->status);
+        http_response_done(ret);
+        if (n == REST_FETCH_TRIES || r == -EFBIG || job_check(job) < 0 ||
+            job_sleep(job, rest_backoff_ms(n - 1)) < 0)
+            return err_set(err, r, "%s", err_text(&now));
+    }
+}

@@ -59,6 +59,12 @@ struct rest_op {
 int rest_call(struct rest *rest, struct job *job, const struct rest_op *op,
               struct http_response *ret, struct err *err);
 
+/* A few tries of one repeatable request that needs neither signature nor throttle (metadata and
+ * credential endpoints): as job_http, but replies of 5xx and 429 are failures (-EREMOTEIO) too. */
+#define REST_FETCH_TRIES 3
+int rest_fetch(struct job *job, const struct http_request *request, struct http_response *ret,
+               struct err *err);
+
 /* Full jitter: 0 .. min(REST_BACKOFF_MAX_MS, REST_BACKOFF_MS * 2^n), n from 0. */
 int64_t rest_backoff_ms(unsigned n);
 /* Of Retry-After (seconds or a date), Retry-After-Ms and X-Ms-Retry-After-Ms; 0: none. now_ms: as

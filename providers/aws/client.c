@@ -19,11 +19,44 @@ struct aws_client {
     struct credentials *credentials;
 };
 
+static int check_url(const char *option, const char *url, struct err *err)
+{
+    size_t scheme = str_starts(url, "https://") ? 8 : str_starts(url, "http://") ? 7 : 0;
+
+    if (scheme == 0 || strcspn(url + scheme, "/") == 0 ||
+        strcspn(url, "@?# \t\r\n\\%") < strlen(url))
+        return err_set(err, -EINVAL,
+                       "-%s '%.200s' must be http:// or https://, host, port and path alone",
+                       option, url);
+    return 0;
+}
+
+static int check_urls(const struct aws_config *config, struct err *err)
+{
+    const struct {
+        const char *option, *url;
+    } urls[] = {{"aws-endpoint-url", config->endpoint_url},
+                {"aws-endpoint-url-ec2", config->endpoint_url_ec2},
+                {"aws-endpoint-url-sts", config->endpoint_url_sts},
+                {"aws-metadata-endpoint", config->metadata_endpoint}};
+
+    for (size_t i = 0; i < ARRAY_SIZE(urls); i++) {
+        int r = str_empty(urls[i].url) ? 0 : check_url(urls[i].option, urls[i].url, err);
+
+        if (r < 0)
+            return r;
+    }
+    return 0;
+}
+
 int aws_client_new(const struct aws_config *config, struct aws_client **ret, struct err *err)
 {
-    struct aws_client *client = xcalloc(1, sizeof(*client));
+    struct aws_client *client;
+    int r = check_urls(config, err);
 
-    (void)err;
+    if (r < 0)
+        return r;
+    client = xcalloc(1, sizeof(*client));
     client->imds = imds_new(config->metadata_endpoint);
     client->wire = aws_wire_new(config, client->imds);
     client->credentials = credentials_new(config, client->wire, client->imds);

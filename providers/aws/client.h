@@ -27,7 +27,8 @@ struct aws_request {
 
 struct aws_client;
 
-/* config: borrowed for the client's life. Owned: aws_client_free. Makes no call. */
+/* config: borrowed for the client's life. Owned: aws_client_free. Makes no call; -EINVAL for an
+ * endpoint that is no URL. */
 int aws_client_new(const struct aws_config *config, struct aws_client **ret, struct err *err);
 void aws_client_free(struct aws_client *client);
 DEFINE_CLEANUP(struct aws_client, aws_client_free)

@@ -23,7 +23,6 @@
 #define TOKEN_MARGIN_S 300
 #define TOKEN_MAX 1024
 #define TRY_TIMEOUT_MS 2000
-#define TRIES_MAX 3
 #define TOKEN_HEADER "X-aws-ec2-metadata-token"
 
 struct imds {
@@ -51,7 +50,6 @@ void imds_free(struct imds *imds)
     free(imds);
 }
 
-/* Tries again what a metadata service that is short of breath may answer; *ret is owned. */
 static int request(struct imds *imds, struct job *job, const char *method, const char *path,
                    const char *header, struct http_response *ret, struct err *err)
 {
@@ -59,27 +57,16 @@ static int request(struct imds *imds, struct job *job, const char *method, const
     size_t len = strlen(imds->endpoint);
     _cleanup_free_ char *url = str_asprintf(
         "%s%s%s", imds->endpoint, len > 0 && imds->endpoint[len - 1] == '/' ? "" : "/", path);
-    struct http_request q = {.method = method,
-                             .url = url,
-                             .headers = headers,
-                             .body_max = IMDS_VALUE_MAX,
-                             .timeout_ms = TRY_TIMEOUT_MS,
-                             .connect_timeout_ms = TRY_TIMEOUT_MS / 2,
-                             .repeatable = true,
-                             .operation = str_eq(method, "PUT") ? "imds.token" : "imds.get"};
+    const struct http_request q = {.method = method,
+                                   .url = url,
+                                   .headers = headers,
+                                   .body_max = IMDS_VALUE_MAX,
+                                   .timeout_ms = TRY_TIMEOUT_MS,
+                                   .connect_timeout_ms = TRY_TIMEOUT_MS / 2,
+                                   .repeatable = true,
+                                   .operation = str_eq(method, "PUT") ? "imds.token" : "imds.get"};
 
-    for (unsigned n = 1;; n++) {
-        struct err now = ERR_INIT;
-        int r = job_http(job, &q, ret, &now);
-
-        if (r == 0 && ret->status != 429 && ret->status < 500)
-            return 0;
-        if (r == 0)
-            r = err_set(&now, -EREMOTEIO, "%s %s: HTTP %ld", method, url, ret->status);
-        http_response_done(ret);
-        if (n == TRIES_MAX || job_check(job) < 0 || job_sleep(job, rest_backoff_ms(n - 1)) < 0)
-            return err_set(err, r, "%s", err_text(&now));
-    }
+    return rest_fetch(job, &q, ret, err);
 }
 
 static int token_fetch(struct imds *imds, struct job *job, char ret[TOKEN_MAX + 1], struct err *err)

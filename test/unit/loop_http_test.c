@@ -23,6 +23,8 @@
 #include "base/clock.h"
 #include "base/str.h"
 #include "loop/http.h"
+#include "loop/http_stats.h"
+#include "loop/http_trace.h"
 
 #define STACK_MEASURED (256U << 10)
 
@@ -30,7 +32,7 @@ struct server {
     int fd, port;
     pthread_t thread;
     SSL_CTX *tls;
-    atomic_int connections, open, requests;
+    atomic_int connections, open, requests, connects;
     atomic_bool stop;
 };
 
@@ -134,7 +136,11 @@ static bool serve(struct client *c, const char *path, const struct buf *request)
 {
     if (str_eq(path, "/ok"))
         return reply(c, "200 OK", "X-Two:  b \r\nEmpty:\r\n", "hello", 5);
-    if (str_eq(path, "/echo"))
+    if (str_starts(request->data, "CONNECT ")) {
+        c->server->connects++;
+        return reply(c, "403 Forbidden", "", "", 0);
+    }
+    if (str_eq(path, "/echo") || str_starts(path, "http://proxied.invalid/"))
         return reply(c, "201 Created", "", request->data, request->len);
     if (str_starts(path, "/status/")) {
         _cleanup_free_ char *status = str_asprintf("%s Word", path + 8);
@@ -283,6 +289,7 @@ static int set_up(void **state)
 
 static int tear_down(void **state)
 {
+    http_close_idle();
     server_stop(&plain);
     server_stop(&secure);
     unlink(ca_file);
@@ -410,18 +417,132 @@ static void what_is_sent(void **state)
     }
 }
 
-static void connections_are_kept_within_a_job(void **state)
+/* Within a job, from one job to the next, and never by two at once. */
+static void connections_are_kept(void **state)
 {
-    struct job *job = job_new_inline(10000);
-    int before = plain.connections;
+    struct job *job = job_new_inline(10000), *other = job_new_inline(10000);
+    int before;
+    http_close_idle();
+    before = plain.connections;
     for (int i = 0; i < 10; i++)
         get_text(job, "/ok", 200, "hello");
     assert_int_equal(plain.connections - before, 1);
+    get_text(other, "/ok", 200, "hello");
+    assert_int_equal(plain.connections - before, 2);
+    job_free_inline(other);
     job_free_inline(job);
+    for (int i = 0; i < 3; i++) {
+        job = job_new_inline(10000);
+        get_text(job, "/ok", 200, "hello");
+        job_free_inline(job);
+    }
+    assert_int_equal(plain.connections - before, 2);
+    http_close_idle();
     job = job_new_inline(10000);
     get_text(job, "/ok", 200, "hello");
-    assert_int_equal(plain.connections - before, 2);
     job_free_inline(job);
+    assert_int_equal(plain.connections - before, 3);
+}
+
+static void sockets_are_not_inherited(void **state)
+{
+    struct job *job = job_new_inline(10000);
+    int sockets = 0;
+    get_text(job, "/ok", 200, "hello");
+    for (int fd = 3; fd < 200; fd++) {
+        struct sockaddr_in a;
+        socklen_t len = sizeof(a);
+        if (getpeername(fd, (struct sockaddr *)&a, &len) < 0 || a.sin_family != AF_INET ||
+            ntohs(a.sin_port) != plain.port)
+            continue;
+        sockets++;
+        assert_true(fcntl(fd, F_GETFD) & FD_CLOEXEC);
+    }
+    assert_true(sockets > 0);
+    job_free_inline(job);
+}
+
+static int fetch_proxied(const char *url, struct http_response *ret)
+{
+    _cleanup_(job_free_inlinep) struct job *job = job_new_inline(3000);
+    struct http_request q = {.method = "GET", .url = url, .use_proxy = true, .timeout_ms = 1000};
+    return job_http(job, &q, ret, NULL);
+}
+
+/* As Go reads the environment. */
+static void proxies_come_from_the_environment(void **state)
+{
+    _cleanup_free_ char *proxy = str_asprintf("http://127.0.0.1:%d", plain.port);
+    _cleanup_free_ char *here = str_asprintf("http://127.0.0.1:%d/ok", plain.port);
+    struct http_response r = {0};
+    struct http_request q = {.method = "GET", .url = "http://proxied.invalid/", .timeout_ms = 1000};
+    struct job *job = job_new_inline(3000);
+    setenv("HTTP_PROXY", proxy, 1);
+    setenv("HTTPS_PROXY", proxy, 1);
+    assert_int_equal(fetch_proxied("http://proxied.invalid/", &r), 0);
+    assert_true(str_starts(r.body, "GET http://proxied.invalid/ HTTP/1.1\r\n"));
+    http_response_done(&r);
+    plain.connects = 0;
+    assert_true(fetch_proxied("https://proxied.invalid/", &r) < 0);
+    assert_int_equal(plain.connects, 1);
+    assert_int_equal(fetch_proxied(here, &r), 0); /* loopback */
+    assert_string_equal(r.body, "hello");
+    http_response_done(&r);
+    assert_true(job_http(job, &q, &r, NULL) < 0); /* nobody asked for a proxy */
+    setenv("NO_PROXY", "other.invalid,proxied.invalid", 1);
+    assert_true(fetch_proxied("http://proxied.invalid/", &r) < 0);
+    unsetenv("NO_PROXY");
+    unsetenv("HTTP_PROXY");
+    unsetenv("HTTPS_PROXY");
+    job_free_inline(job);
+}
+
+static void find_stats(const struct http_stats *s, void *arg)
+{
+    struct http_stats *ret = arg;
+    if (str_eq(s->operation, ret->operation))
+        *ret = *s;
+}
+
+static void calls_are_counted(void **state)
+{
+    static const char *const paths[] = {"/ok", "/ok", "/status/404", "/status/503", "/partial"};
+    struct http_stats s = {.operation = "test.counted"};
+    uint64_t sum = 0;
+    for (size_t i = 0; i < ARRAY_SIZE(paths); i++) {
+        _cleanup_(job_free_inlinep) struct job *job = job_new_inline(3000);
+        struct http_request q = {.operation = s.operation};
+        struct http_response r = {0};
+        (void)fetch_from(&plain, job, &q, paths[i], &r, NULL);
+        assert_true(r.sent);
+        http_response_done(&r);
+    }
+    http_stats_each(find_stats, &s);
+    assert_int_equal(s.calls, 5);
+    assert_int_equal(s.by_status[2], 2);
+    assert_int_equal(s.by_status[4], 1);
+    assert_int_equal(s.by_status[5], 1);
+    assert_int_equal(s.by_status[0], 1);
+    assert_true(s.latency_us > 0);
+    for (size_t i = 0; i <= HTTP_STATS_BOUNDS; i++)
+        sum += s.latency[i];
+    assert_int_equal(sum, 5);
+}
+
+static void traces_are_redacted(void **state)
+{
+    static const char out[] =
+        "POST /path?sig=hush HTTP/1.1\r\nHost: here\r\nAuthorization: hush\r\n"
+        "X-Amz-Security-Token:hush\r\nx-new-Token: hush\r\n"
+        "Content-Length: 12\r\n\r\n";
+    _cleanup_(buf_done) struct buf text = BUF_INIT(0);
+    http_trace_head(out, sizeof(out) - 1, &text);
+    assert_string_equal(text.data, "POST /path?...; Host: here; Authorization: (4 bytes); "
+                                   "X-Amz-Security-Token: (4 bytes); x-new-Token: (4 bytes); "
+                                   "Content-Length: 12");
+    text.len = 0;
+    http_trace_head("HTTP/1.1 200 OK\r\n", 17, &text);
+    assert_string_equal(text.data, "HTTP/1.1 200 OK");
 }
 
 /* How often the server sees a request that it does not answer, on a kept connection. */
@@ -604,6 +725,10 @@ static void tls_is_verified(void **state)
     assert_int_equal(fetch_tls("127.0.0.1", NULL, &err), -EKEYREJECTED);
     assert_int_equal(fetch_tls("localhost", ca_file, &err), -EKEYREJECTED); /* another name */
     assert_int_equal(fetch_tls("127.0.0.1", "/nonexistent", &err), -ENOENT);
+    setenv("SSL_CERT_FILE", ca_file, 1);
+    assert_int_equal(fetch_tls("127.0.0.1", NULL, &err), 0);
+    unsetenv("SSL_CERT_FILE");
+    assert_int_equal(fetch_tls("127.0.0.1", NULL, &err), -EKEYREJECTED);
     plain.tls = secure.tls; /* https to a port that does not speak it */
     {
         _cleanup_(job_free_inlinep) struct job *job = job_new_inline(3000);
@@ -640,6 +765,7 @@ static void the_stack_is_deep_enough(void **state)
     struct err err = ERR_INIT;
     pthread_t thread;
     size_t untouched = 0;
+    http_close_idle();
     memset(stack, 0xa5, STACK_MEASURED);
     pthread_attr_init(&attr);
     assert_int_equal(pthread_attr_setstack(&attr, stack, STACK_MEASURED), 0);
@@ -693,7 +819,11 @@ int main(void)
         cmocka_unit_test(every_status_is_an_answer),
         cmocka_unit_test(odd_but_good_replies),
         cmocka_unit_test(what_is_sent),
-        cmocka_unit_test(connections_are_kept_within_a_job),
+        cmocka_unit_test(connections_are_kept),
+        cmocka_unit_test(sockets_are_not_inherited),
+        cmocka_unit_test(proxies_come_from_the_environment),
+        cmocka_unit_test(calls_are_counted),
+        cmocka_unit_test(traces_are_redacted),
         cmocka_unit_test(what_changes_the_world_is_sent_once),
         cmocka_unit_test(bodies_are_bounded),
         cmocka_unit_test(headers_are_bounded),
