@@ -54,10 +54,9 @@ static void tables_done(struct tables *t)
     free(t->routes);
 }
 
-/* netns_fd -1: our own. */
 static int tables_read(int netns_fd, struct tables *t, struct err *err)
 {
-    int r = netns_fd < 0 ? rtnl_open(&t->nl, err) : rtnl_open_in(netns_fd, &t->nl, err);
+    int r = rtnl_open_in(netns_fd, &t->nl, err);
 
     if (r == 0)
         r = link_list(t->nl, &t->links, &t->n_links, err);
@@ -76,34 +75,27 @@ static const struct link *link_of(const struct tables *t, int index)
     return NULL;
 }
 
-static const struct link *link_named(const struct tables *t, const char *name)
-{
-    for (size_t i = 0; i < t->n_links; i++)
-        if (str_eq(t->links[i].name, name))
-            return &t->links[i];
-    return NULL;
-}
-
 static const struct link_route *default_route(const struct tables *t, int family)
 {
     const struct link_route *best = NULL;
 
     for (size_t i = 0; i < t->n_routes; i++) {
         const struct link_route *r = &t->routes[i];
-        if (r->family == family && r->prefix == 0 && r->index && link_of(t, r->index) &&
+        if (r->family == family && r->prefix == 0 && r->index &&
             (!best || r->metric < best->metric))
             best = r;
     }
     return best;
 }
 
-static const struct link *primary(const struct tables *t)
+/* 0: none. */
+static int primary(const struct tables *t)
 {
     const struct link_route *r = default_route(t, AF_INET);
 
     if (!r)
         r = default_route(t, AF_INET6);
-    return r ? link_of(t, r->index) : NULL;
+    return r ? r->index : 0;
 }
 
 static bool wanted_address(const struct link_address *a, int index, int family)
@@ -130,34 +122,50 @@ static void prefix_format(const struct net_address *a, uint8_t prefix, char out[
 
 /* ---- the node's interface ---- */
 
+/* Asked for one by one: a full node has thousands of links that come and go, and a list of all is
+ * never right then. ret->index 0: there is none, and none is needed. */
+static int node_link(const struct podnet_config *config, struct tables *t, struct link *ret,
+                     struct err *err)
+{
+    const char *name = config->host_interface;
+    int index = primary(t);
+    int r = *name ? link_find(t->nl, name, ret, err) : index ? link_get(t->nl, index, ret, err) : 0;
+
+    if (r == -ENODEV && *name)
+        return err_set(err, r, "this node has no interface %s (-host-interface)", name);
+    if (r < 0)
+        return r == -ENODEV ? err_set(err, r, "the node's default route has lost its link") : r;
+    if (ret->index == 0 && !config->point_to_point)
+        return err_set(err, -ENODEV,
+                       "this node has no default route, which tells the interface of the "
+                       "tunnels; name one by -host-interface");
+    return 0;
+}
+
 static int inspect_node(const struct podnet_config *config, struct apf_network *ret,
                         struct err *err)
 {
     _cleanup_(tables_done) struct tables t = {0};
-    int r = tables_read(-1, &t, err);
+    struct link link = {.index = 0};
+    int r = rtnl_open(&t.nl, err);
 
+    if (r == 0)
+        r = link_route_list(t.nl, &t.routes, &t.n_routes, err);
+    if (r == 0)
+        r = node_link(config, &t, &link, err);
+    if (r < 0 || link.index == 0)
+        return r;
+    r = link_address_list(t.nl, link.index, &t.addresses, &t.n_addresses, err);
     if (r < 0)
         return r;
-    const struct link *first = primary(&t), *link = first;
-    if (*config->host_interface)
-        link = link_named(&t, config->host_interface);
-    if (!link && *config->host_interface)
-        return err_set(err, -ENODEV, "this node has no interface %s (-host-interface)",
-                       config->host_interface);
-    if (!link)
-        return config->point_to_point
-                   ? 0
-                   : err_set(err, -ENODEV,
-                             "this node has no default route, which tells the interface of the "
-                             "tunnels; name one by -host-interface");
-    const struct link_address *a = first_address(&t, link->index, AF_INET);
+    const struct link_address *a = first_address(&t, link.index, AF_INET);
     if (!a)
-        a = first_address(&t, link->index, AF_INET6);
+        a = first_address(&t, link.index, AF_INET6);
     if (!a)
-        return err_set(err, -EADDRNOTAVAIL, "the node's interface %s has no address", link->name);
-    uint32_t room = link->mtu - MIN(link->mtu, link_vxlan_overhead(a->address.family));
+        return err_set(err, -EADDRNOTAVAIL, "the node's interface %s has no address", link.name);
+    uint32_t room = link.mtu - MIN(link.mtu, link_vxlan_overhead(a->address.family));
     ret->mtu = MIN(ret->mtu, room);
-    ret->dedicated = *config->host_interface && first && link != first;
+    ret->dedicated = *config->host_interface && primary(&t) && link.index != primary(&t);
     prefix_format(&a->address, a->prefix, ret->worker_node_ip);
     return 0;
 }
@@ -297,7 +305,7 @@ static int inspect_pod(const struct podnet_config *config, struct apf_network *r
         r = tables_read(fd, &t, err);
     if (r < 0)
         return r;
-    const struct link *link = primary(&t);
+    const struct link *link = link_of(&t, primary(&t));
     if (!link)
         return err_set(err, -ENODEV,
                        "no default route in %s: the CNI plugin of this node must give the pod one",

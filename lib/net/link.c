@@ -166,16 +166,19 @@ int link_list(struct rtnl *nl, struct link **ret, size_t *ret_n, struct err *err
     return r;
 }
 
-int link_find(struct rtnl *nl, const char *name, struct link *ret, struct err *err)
+/* By name or, when that is NULL, by index. */
+static int find(struct rtnl *nl, const char *name, int index, struct link *ret, struct err *err)
 {
+    const struct ifinfomsg body = {.ifi_family = AF_UNSPEC, .ifi_index = index};
     struct rtnl_request q;
     const struct nlmsghdr *h;
     struct err e = ERR_INIT;
     bool found = false;
     int r;
 
-    rtnl_request_init(&q, RTM_GETLINK, NLM_F_ACK, &any_link, sizeof(any_link));
-    rtnl_put_string(&q, IFLA_IFNAME, name);
+    rtnl_request_init(&q, RTM_GETLINK, NLM_F_ACK, &body, sizeof(body));
+    if (name)
+        rtnl_put_string(&q, IFLA_IFNAME, name);
     r = rtnl_start(nl, &q, "looking for a link", &e);
     if (r == 0)
         while ((r = rtnl_next(nl, &h, &e)) > 0)
@@ -183,6 +186,16 @@ int link_find(struct rtnl *nl, const char *name, struct link *ret, struct err *e
     if (r == -ENODEV || (r == 0 && !found))
         return -ENODEV;
     return r < 0 ? err_set(err, r, "%s", e.text) : 0;
+}
+
+int link_find(struct rtnl *nl, const char *name, struct link *ret, struct err *err)
+{
+    return find(nl, name, 0, ret, err);
+}
+
+int link_get(struct rtnl *nl, int index, struct link *ret, struct err *err)
+{
+    return find(nl, NULL, index, ret, err);
 }
 
 int link_add_veth(struct rtnl *nl, const struct link_veth *veth, struct err *err)

@@ -49,7 +49,9 @@ void net_mac_format(const unsigned char mac[NET_MAC_LEN], char out[NET_MAC_SIZE]
 
 /* -ENODEV without err set when there is none of that name. */
 int link_find(struct rtnl *nl, const char *name, struct link *ret, struct err *err);
-/* Owned array: free(). */
+int link_get(struct rtnl *nl, int index, struct link *ret, struct err *err);
+/* Owned array: free(). Not for the node's own namespace: where links come and go all the time the
+ * kernel never gets through its list undisturbed. */
 int link_list(struct rtnl *nl, struct link **ret, size_t *ret_n, struct err *err);
 
 struct link_veth {

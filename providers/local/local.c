@@ -272,15 +272,14 @@ static int create_once(struct local_provider *l, struct job *job,
                        const struct instance_request *request, struct instance *ret,
                        struct err *err)
 {
-    struct vm_links links = {0};
+    _cleanup_(rtnl_closep) struct rtnl *nl = NULL;
     struct store_record rec = {0};
     bool new;
-    int lock, r = vm_links_read(&links, err);
+    int lock, r = rtnl_open(&nl, err);
 
     if (r < 0)
         return r;
-    r = store_add(l->store, job, request, vm_index_taken, &links, &rec, &lock, &new, err);
-    free(links.links);
+    r = store_add(l->store, job, request, vm_index_taken, nl, &rec, &lock, &new, err);
     if (r < 0) {
         (void)str_format(ret->id, sizeof(ret->id), "%s", rec.id);
         return r;

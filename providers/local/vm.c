@@ -330,22 +330,11 @@ int vm_stop(struct store *s, struct job *job, const struct store_record *rec, st
     return r < 0 ? r : end_link(rec, err);
 }
 
-int vm_links_read(struct vm_links *ret, struct err *err)
-{
-    _cleanup_(rtnl_closep) struct rtnl *nl = NULL;
-    int r = rtnl_open(&nl, err);
-
-    return r < 0 ? r : link_list(nl, &ret->links, &ret->n, err);
-}
-
 bool vm_index_taken(uint32_t index, void *arg)
 {
-    const struct vm_links *links = arg;
+    struct link link;
     char name[IFNAMSIZ];
 
     (void)str_format(name, sizeof(name), LOCAL_LINK_PREFIX "%u", index);
-    for (size_t i = 0; i < links->n; i++)
-        if (str_eq(links->links[i].name, name))
-            return true;
-    return false;
+    return link_find(arg, name, &link, NULL) == 0;
 }

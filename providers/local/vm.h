@@ -22,10 +22,5 @@ int vm_start(struct store *s, const struct local_config *config, const struct st
 /* Ends all its processes and waits until they and its link are gone (lock held). job NULL: as with
  * store_remove. */
 int vm_stop(struct store *s, struct job *job, const struct store_record *rec, struct err *err);
-/* For store_add: is there a link with that index's name? arg: struct vm_links. */
-struct vm_links {
-    struct link *links;
-    size_t n;
-};
-int vm_links_read(struct vm_links *ret, struct err *err);
+/* For store_add: is there a link with that index's name? arg: struct rtnl. */
 bool vm_index_taken(uint32_t index, void *arg);

@@ -136,7 +136,7 @@ static void test_many_links(void **state)
     _cleanup_(rtnl_closep) struct rtnl *nl = NULL;
     _cleanup_free_ struct link *list = NULL;
     struct err err = ERR_INIT;
-    struct link link;
+    struct link link, same;
     char a[IFNAMSIZ], b[IFNAMSIZ];
     size_t n;
 
@@ -151,7 +151,10 @@ static void test_many_links(void **state)
     for (int i = 0; i < N; i++) {
         (void)snprintf(a, sizeof(a), "m%d", i);
         ok(link_find(nl, a, &link, &err), &err);
+        ok(link_get(nl, link.index, &same, &err), &err);
+        assert_string_equal(same.name, a);
         ok(link_delete(nl, link.index, &err), &err);
+        assert_int_equal(link_get(nl, link.index, &same, &err), -ENODEV);
     }
 }
 
