@@ -5,6 +5,8 @@ KILLS ?= 20000
 PODS ?= 100
 FUZZ_TIME ?= 60
 BENCH_RUNS ?= 9
+SCALE_PODS ?= 1000
+SCALE_IDLE ?= 30
 PREFIX ?= /usr/local
 DESTDIR ?=
 JOBS ?= 2
@@ -12,7 +14,7 @@ JOBS ?= 2
 export JOBS
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build release demo test kill-loop bench-tunnel blackout storm fuzz lint tidy format coverage man install clean
+.PHONY: help setup build release demo test kill-loop bench-tunnel bench-scale blackout storm fuzz lint tidy format coverage man install clean
 
 help: ## list the targets (this text)
 	@echo "usage: make TARGET [VARIABLE=value]"; echo
@@ -47,6 +49,11 @@ bench-tunnel: ## the tunnel beside a plain relay and stunnel (root; BENCH_RUNS=9
 	@scripts/setup --build >&2
 	@scripts/build release bench_tunnel >&2
 	@BENCH_RUNS=$(BENCH_RUNS) BENCH_LOG=build/bench-tunnel.log build/release/bin/bench_tunnel
+
+bench-scale: ## 1000 pods on one daemon: memory, CPU, start rate, what is left (root; SCALE_PODS, SCALE_IDLE s); JSON
+	@scripts/setup --build >&2
+	@scripts/build release bench_scale >&2
+	@SCALE_PODS=$(SCALE_PODS) SCALE_IDLE=$(SCALE_IDLE) BENCH_LOG=build/bench-scale.log build/release/bin/bench_scale
 
 blackout: ## resets, blackholes and kills of the forwarder under 4 GiB of load (root); the last line is JSON
 	@scripts/setup --build >&2

@@ -19,6 +19,7 @@
 #include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 #include <sys/wait.h>
 
@@ -31,9 +32,11 @@
 
 #define HYPERVISOR_SOCKET "/run/peerpod/hypervisor.sock"
 #define INSTANCES "/run/peerpod-local/instances"
+#define PODS "/run/peerpod/pods"
 #define PORT 15150
 #define TCP_LISTEN_STATE 0x0a
-#define START_TIMEOUT_MS 60000
+#define START_TIMEOUT_MS 120000
+#define STOP_TIMEOUT_MS 120000
 #define STEP_US 1000
 #define ARGV_MAX 32
 #define LOG_MAX (256U << 20)
@@ -63,7 +66,7 @@ static int inside(void)
     if (mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0 ||
         mount("proc", "/proc", "proc", 0, NULL) < 0 ||
         mount("bench", "/run", "tmpfs", MS_NOSUID | MS_NODEV, "mode=0755") < 0 ||
-        sethostname("bench-worker", 12) < 0)
+        mkdir("/run/netns", 0755) < 0 || sethostname("bench-worker", 12) < 0)
         return -errno;
     return loopback_up();
 }
@@ -189,13 +192,13 @@ static void add_words(const char **argv, size_t *n, const char *const *words)
 
 int world_start(struct world *w, const char *agent, const char *const *more, struct err *err)
 {
-    char command[PATH_MAX + 64], daemon[PATH_MAX];
+    char command[PATH_MAX + 64] = "", daemon[PATH_MAX];
     const char *const fixed[] = {daemon,  "local", "-forwarder-compat", "native", "-local-agent",
                                  command, NULL};
     const char *argv[ARGV_MAX] = {"peerpod-keeper"};
     size_t n = 1;
     if (str_format(daemon, sizeof(daemon), "%s/cloud-api-adaptor", w->bin) < 0 ||
-        str_format(command, sizeof(command), "%s/%s", w->bin, agent) < 0)
+        (agent && str_format(command, sizeof(command), "%s/%s", w->bin, agent) < 0))
         return err_set(err, -ENAMETOOLONG, "%s", w->bin);
     add_words(argv, &n, w->keeper_flags);
     argv[n++] = "--";
@@ -247,21 +250,11 @@ static bool listens(pid_t init, const char *table)
 }
 
 struct start {
-    const struct shim_vm *vm;
+    struct pod *pod;
     struct err err;
     int r;
     bool done;
-    int64_t answered_us;
 };
-
-static void *start_thread(void *p)
-{
-    struct start *s = p;
-    s->r = shim_start_vm(s->vm, START_TIMEOUT_MS, &s->err);
-    s->answered_us = clock_mono_us();
-    __atomic_store_n(&s->done, true, __ATOMIC_RELEASE);
-    return NULL;
-}
 
 static void find_address(struct pod *p)
 {
@@ -281,25 +274,55 @@ static void find_address(struct pod *p)
         fclose(f);
 }
 
-int pod_start(struct pod *p, unsigned number, struct err *err)
+static struct shim_vm vm_of(const struct pod *p)
 {
-    struct shim_vm vm = {.socket = HYPERVISOR_SOCKET,
-                         .id = p->id,
-                         .pod = "bench",
-                         .namespace = "bench",
-                         .netns = p->netns};
-    struct start s = {.vm = &vm, .err = ERR_INIT};
-    pthread_t thread;
+    return (struct shim_vm){.socket = HYPERVISOR_SOCKET,
+                            .id = p->id,
+                            .pod = "bench",
+                            .namespace = "bench",
+                            .netns = p->netns};
+}
+
+int pod_prepare(struct pod *p, unsigned number, struct err *err)
+{
     *p = (struct pod){.init = 0};
     for (int i = 0; i < 8; i++)
         (void)str_format(p->id + 8 * i, 9, "%08x", number);
     (void)str_format(p->netns, sizeof(p->netns), "/run/netns/bench%u", number);
-    int r = podnet_create(p->netns, err);
+    return podnet_create(p->netns, err);
+}
+
+int pod_create(struct pod *p, struct err *err)
+{
+    struct shim_vm vm = vm_of(p);
+    return shim_create_vm(&vm, &p->socket, err);
+}
+
+int pod_run(struct pod *p, struct err *err)
+{
+    struct shim_vm vm = vm_of(p);
+    return shim_start_vm(&vm, START_TIMEOUT_MS, err);
+}
+
+static void *run_thread(void *arg)
+{
+    struct start *s = arg;
+    s->r = pod_run(s->pod, &s->err);
+    s->pod->answered_us = clock_mono_us();
+    __atomic_store_n(&s->done, true, __ATOMIC_RELEASE);
+    return NULL;
+}
+
+int pod_start(struct pod *p, unsigned number, struct err *err)
+{
+    struct start s = {.pod = p, .err = ERR_INIT};
+    pthread_t thread;
+    int r = pod_prepare(p, number, err);
     if (r == 0)
-        r = shim_create_vm(&vm, &p->socket, err);
+        r = pod_create(p, err);
     if (r < 0)
         return r;
-    pthread_create(&thread, NULL, start_thread, &s);
+    pthread_create(&thread, NULL, run_thread, &s);
     while (!__atomic_load_n(&s.done, __ATOMIC_ACQUIRE)) {
         if (!p->init)
             p->init = find_init();
@@ -308,7 +331,6 @@ int pod_start(struct pod *p, unsigned number, struct err *err)
         usleep(STEP_US);
     }
     pthread_join(thread, NULL);
-    p->answered_us = s.answered_us;
     if (s.r < 0)
         return err_set(err, s.r, "StartVM: %s", err_text(&s.err));
     (void)str_format(p->agent, sizeof(p->agent), "/proc/%d/root/run/kata-containers/agent.sock",
@@ -319,17 +341,19 @@ int pod_start(struct pod *p, unsigned number, struct err *err)
 
 int pod_stop(struct pod *p, struct err *err)
 {
-    struct shim_vm vm = {.socket = HYPERVISOR_SOCKET, .id = p->id};
-    int64_t end = clock_mono_ms() + START_TIMEOUT_MS;
+    struct shim_vm vm = vm_of(p);
+    int64_t end = clock_mono_ms() + STOP_TIMEOUT_MS;
+    char dir[PATH_MAX];
     int r = shim_stop_vm(&vm, err);
-    while (r == 0 && find_init()) {
+    (void)str_format(dir, sizeof(dir), PODS "/%s", p->id);
+    while (r == 0 && access(dir, F_OK) == 0) {
         if (clock_mono_ms() > end)
             return err_set(err, -ETIMEDOUT, "the VM does not go away");
         usleep(10 * STEP_US);
     }
     free(TAKE_PTR(p->socket));
-    podnet_delete(p->netns, NULL);
-    return r;
+    int d = podnet_delete(p->netns, r < 0 ? NULL : err);
+    return r < 0 ? r : d;
 }
 
 /* -- what the programs have said -- */

@@ -37,8 +37,8 @@ int world_here(struct world *w, struct err *err);
  * with err set, when there is no way. */
 int world_run(int (*run)(void *arg), void *arg, struct err *err);
 
-/* The keeper and the daemon with default options, native mode, and this agent in the VMs.
- * more: NULL-terminated flags, or NULL. */
+/* The keeper and the daemon with default options, native mode, and this agent in the VMs (NULL: the
+ * provider's default). more: NULL-terminated flags, or NULL. */
 int world_start(struct world *w, const char *agent, const char *const *more, struct err *err);
 /* The process that runs the program of this name (first 15 bytes) now; 0: none. The newest. */
 pid_t world_pid(const char *comm);
@@ -47,9 +47,14 @@ int world_spawn(const struct world *w, pid_t netns_of, const char *const *argv, 
                 struct err *err);
 void world_kill(pid_t pid);
 
-/* CreateVM and StartVM; watches for the forwarder's listener meanwhile. */
+/* A pod in steps: its network namespace, as a CNI plugin leaves it; CreateVM; StartVM. */
+int pod_prepare(struct pod *p, unsigned number, struct err *err);
+int pod_create(struct pod *p, struct err *err);
+int pod_run(struct pod *p, struct err *err);
+/* All of them, of the only pod there is: watches for the forwarder's listener meanwhile. */
 int pod_start(struct pod *p, unsigned number, struct err *err);
-/* StopVM; waits until the VM is gone. */
+/* StopVM; waits until the daemon has forgotten the pod, so until its VM is gone. The namespace goes
+ * too. */
 int pod_stop(struct pod *p, struct err *err);
 
 /* A program that a sanitizer has ended is restarted as if it had been killed: looks for its words in
