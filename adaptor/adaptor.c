@@ -2,14 +2,15 @@
 /*
  * The daemon's beginning and end.
  *
- * Start (crash-only: there is no other): take the lock, raise the generation, read the records and
- * take over their descriptors, redial the tunnels, and only then serve hypervisor.sock. The order
- * matters: nothing touches a ring without the lock, and a shim that is answered must not meet a
- * half-known state. The listening sockets themselves are in the store, so callers only wait.
+ * Start (crash-only: there is no other): look at all formats, take the lock (tenure.c), or have who
+ * has it hand over (takeover.c), raise the generation, read the records and take over their
+ * descriptors, redial the tunnels, and only then serve hypervisor.sock. The order matters: nothing
+ * touches a ring without the lock, and a shim that is answered must not meet a half-known state. The
+ * listening sockets themselves are in the store, so callers only wait.
  *
- * The lock is an flock on a file in the state directory, held for the process's life and inherited
- * by no child. It is never broken by a timeout. The generation is a number in a file beside it,
- * raised under the lock; forwarders refuse lower ones, which fences a process that we cannot see.
+ * Formats: what a newer daemon wrote with a raised major version is not for us. We end with a message
+ * before we have touched, or asked for, anything; our keeper holds the descriptors until a newer
+ * daemon is there. A raised minor version has added what we keep and do not understand.
  *
  * End: adaptor_free releases memory and leaves every sandbox as it is.
  */
@@ -19,7 +20,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
-#include <sys/file.h>
 
 #include "adaptor/control.h"
 #include "adaptor/meter.h"
@@ -33,9 +33,6 @@
 #include "base/log.h"
 #include "relay/fdstore.h"
 #include "relay/relay.h"
-
-#define LOCK_FILE ".lock"
-#define GENERATION_FILE ".generation"
 
 static int check_pods_dir(struct adaptor *a, struct err *err)
 {
@@ -56,45 +53,6 @@ static int check_pods_dir(struct adaptor *a, struct err *err)
     return a->pods_fd < 0 ? err_errno(err, -errno, "opening %s", real) : 0;
 }
 
-static int take_lock(struct adaptor *a, struct err *err)
-{
-    a->lock_fd = openat(a->pods_fd, LOCK_FILE, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
-    if (a->lock_fd < 0)
-        return err_errno(err, -errno, "opening %s/%s", a->pods_dir, LOCK_FILE);
-    if (flock(a->lock_fd, LOCK_EX | LOCK_NB) < 0)
-        return err_set(err, -EBUSY,
-                       "another cloud-api-adaptor serves %s (it holds %s/%s): stop it first, or "
-                       "choose another -pods-dir",
-                       a->pods_dir, a->pods_dir, LOCK_FILE);
-    return 0;
-}
-
-static int overwrite(int dirfd, const char *name, const char *text)
-{
-    _cleanup_close_ int fd = openat(dirfd, name, O_WRONLY | O_CLOEXEC | O_NOFOLLOW);
-    ssize_t len = (ssize_t)strlen(text);
-    return fd >= 0 && pwrite(fd, text, (size_t)len, 0) == len ? 0 : -EIO;
-}
-
-static int raise_generation(struct adaptor *a, struct err *err)
-{
-    _cleanup_free_ char *text = NULL;
-    struct err local = ERR_INIT, local_write = ERR_INIT;
-    char next[32];
-    int r = fs_read(a->pods_fd, GENERATION_FILE, sizeof(next), &text, NULL, &local);
-    if (r == 0 && str_to_u64(text, UINT64_MAX - 1, &a->generation) < 0)
-        return err_set(err, -EBADMSG, "%s/%s does not hold a number", a->pods_dir, GENERATION_FILE);
-    if (r < 0 && r != -ENOENT)
-        return err_set(err, r, "%s", local.text);
-    a->generation++;
-    snprintf(next, sizeof(next), "%020llu", (unsigned long long)a->generation);
-    r = fs_write_atomic(a->pods_fd, GENERATION_FILE, next, strlen(next), 0600, &local_write);
-    /* A full disk must not end the pods: the same bytes of the same file need no room. */
-    if ((r == -ENOSPC || r == -EDQUOT) && overwrite(a->pods_fd, GENERATION_FILE, next) == 0)
-        return 0;
-    return r < 0 ? err_set(err, r, "%s", local_write.text) : 0;
-}
-
 /* Calls fn for each directory entry that may be a sandbox, until one fails. */
 static int each_sandbox(struct adaptor *a,
                         int (*fn)(struct adaptor *a, const char *name, struct err *err),
@@ -113,11 +71,16 @@ static int each_sandbox(struct adaptor *a,
     return r;
 }
 
-/* All formats are looked at before anything is touched: a newer daemon's state is left whole. */
+static int check_formats(struct adaptor *a, struct err *err)
+{
+    return each_sandbox(a, sandbox_check_format, err);
+}
+
+/* Formats again: the other daemon may have written since. */
 static int recover(struct adaptor *a, struct err *err)
 {
     phase_set(a->phase, PHASE_RECORDS);
-    int r = each_sandbox(a, sandbox_check_format, err);
+    int r = check_formats(a, err);
     if (r == 0)
         r = each_sandbox(a, sandbox_recover, err);
     if (a->n_sandboxes)
@@ -173,15 +136,19 @@ static int begin(struct adaptor *a, struct err *err)
     if (r == 0)
         r = check_pods_dir(a, err);
     if (r == 0)
-        r = take_lock(a, err);
-    if (r == 0) {
-        a->phase = phase_new(a->pods_fd);
-        r = raise_generation(a, err);
-    }
-    if (r == 0)
         r = job_pool_new(a->loop, limits, &a->jobs, err);
     if (r == 0)
         r = tls_ctx_new(false, &a->tls, err);
+    if (r == 0)
+        r = check_formats(a, err);
+    if (r < 0)
+        return r;
+    tenure_init(&a->tenure, a->pods_fd, a->pods_dir);
+    r = takeover_begin(a->loop, &a->tenure, &a->takeover, err);
+    if (r == 0) {
+        a->phase = phase_new(a->pods_fd);
+        r = tenure_raise(&a->tenure, err);
+    }
     if (r == 0)
         r = recover(a, err);
     if (r == 0)
@@ -209,7 +176,7 @@ int adaptor_new(uv_loop_t *loop, const struct adaptor_config *config, struct pro
     a->config = config;
     a->metrics = metrics_new();
     a->provider = meter_new(provider, a->metrics);
-    a->pods_fd = a->lock_fd = -1;
+    a->pods_fd = a->tenure.lock_fd = a->tenure.token_fd = -1;
     a->started_ms = clock_real_ms();
     int r = begin(a, err);
     if (r < 0) {
@@ -221,7 +188,8 @@ int adaptor_new(uv_loop_t *loop, const struct adaptor_config *config, struct pro
     a->reconcile = reconcile_begin(a);
     a->probe = probe_begin(a);
     log_info("cloud-api-adaptor " PP_VERSION " serves %s with provider %s (generation %llu)",
-             config->socket, provider->type->name, (unsigned long long)a->generation);
+             config->socket, provider->type->name, (unsigned long long)a->tenure.generation);
+    takeover_serve(a->takeover);
     if (phase_serve(a->phase) && a->phase->tunnels > 0)
         sandbox_all_resumed(a);
     fdstore_notify("READY=1", NULL);
@@ -253,6 +221,7 @@ void adaptor_free(struct adaptor *a)
     if (!a)
         return;
     a->ending = true;
+    takeover_free(a->takeover);
     probe_free(a->probe);
     rpc_server_free(a->hypervisor);
     rpc_server_free(a->control);
@@ -263,7 +232,7 @@ void adaptor_free(struct adaptor *a)
         release_sandbox(a->sandboxes);
     tls_ctx_free(a->tls);
     closep(&a->pods_fd);
-    closep(&a->lock_fd);
+    tenure_done(&a->tenure);
     phase_free(a->phase);
     uv_run(a->loop, UV_RUN_NOWAIT); /* lets closed handles finish */
     meter_free(a->provider);

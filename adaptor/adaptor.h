@@ -8,6 +8,8 @@
 
 #include "adaptor/config.h"
 #include "adaptor/phase.h"
+#include "adaptor/takeover.h"
+#include "adaptor/tenure.h"
 #include "base/fs.h"
 #include "loop/job.h"
 #include "providers/provider.h"
@@ -29,11 +31,11 @@ struct adaptor {
     struct job_pool *jobs;
     struct tls_ctx *tls;
     int pods_fd; /* the state directory */
-    int lock_fd; /* held for the process's life (design.md 5, fencing) */
+    struct tenure tenure;
+    struct takeover *takeover;
     struct phase_page *phase;
     char pods_dir[96]; /* absolute */
     char boot[FS_BOOT_ID_LEN + 1];
-    uint64_t generation;
     uint16_t forwarder_port;
     int64_t started_ms;
     bool ending;               /* nothing new is begun; the next process goes on */
@@ -48,8 +50,9 @@ struct adaptor {
 };
 
 /*
- * Takes the lock, opens the state, recovers, listens. provider is borrowed. On failure nothing is
- * left but what was there before. Frees: adaptor_free, which leaves every sandbox as it is.
+ * Takes the lock, or takes over from who has it, opens the state, recovers, listens. provider is
+ * borrowed. On failure nothing is left but what was there before; -EALREADY: takeover.h. Frees:
+ * adaptor_free, which leaves every sandbox as it is.
  */
 int adaptor_new(uv_loop_t *loop, const struct adaptor_config *config, struct provider *provider,
                 struct adaptor **ret, struct err *err);

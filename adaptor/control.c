@@ -40,7 +40,7 @@ static void fill_status(struct sandbox *sb, Peerpod__SandboxStatus *s)
     s->created_unix_ms = sb->record.created_ms;
     s->started_unix_ms = sb->record.started_ms;
     s->last_error = sb->record.last_error;
-    s->generation = sb->adaptor->generation;
+    s->generation = sb->adaptor->tenure.generation;
     s->netns = sb->record.netns;
     s->agent_socket = sb->socket_path;
     s->instance_type = sb->record.spec.type;
@@ -57,7 +57,7 @@ static void status(struct rpc_call *call, void *owner)
     _cleanup_free_ Peerpod__SandboxStatus **list = xcalloc(a->n_sandboxes + 1, sizeof(*list));
     info.version = (char *)PP_VERSION;
     info.provider = (char *)a->provider->type->name;
-    info.generation = a->generation;
+    info.generation = a->tenure.generation;
     info.pid = getpid();
     info.started_unix_ms = a->started_ms;
     info.keeper = fdstore_available();

@@ -3,7 +3,7 @@
  * cloud-api-adaptor PROVIDER [flags] | help | version
  *
  * Parses, builds, runs, frees. Exit status: 0 ended by SIGTERM or SIGINT, 1 could not run, 2 bad
- * command line or configuration.
+ * command line or configuration, 79 handed over to a successor (takeover.c).
  */
 #include <errno.h>
 #include <signal.h>
@@ -95,6 +95,8 @@ static int run(const struct adaptor_config *config, struct provider *provider)
     uv_run(&loop, UV_RUN_NOWAIT);
     uv_loop_close(&loop);
     fdstore_done();
+    if (r == -EALREADY)
+        return FDSTORE_EXIT_HANDED_OVER;
     return r < 0 ? EXIT_FAILURE : EXIT_SUCCESS;
 }
 

@@ -6,6 +6,11 @@
  * raised minor version), and up, down, up loses no pod. A raised major version is refused: the
  * older daemon ends with a message, and the keeper goes on holding the descriptors.
  *
+ * Who adds a field raises the minor version, and gives it a meaning when it is missing (an older
+ * daemon made the record) or stale (an older daemon has changed others since). Who changes what a
+ * field means raises the major version, reads both, and goes on writing the old one as long as the
+ * daemon that it has taken over from lives (takeover.c): that one may have to go on.
+ *
  * Written by rename (fs_write_atomic): a reader sees the old or the new record. No fsync: a reboot
  * ends every sandbox anyway, and `boot` tells.
  *
@@ -234,12 +239,19 @@ int record_read(int dirfd, struct record *ret, struct err *err)
 
 /* -- writing -- */
 
+/* The highest that has written it: who finds a lower one knows that its own fields are missing. */
+static int64_t minor_of(struct json_object *o)
+{
+    int64_t minor = 0;
+    (void)json_get_i64(o, "version_minor", &minor, NULL);
+    return MAX(minor, (int64_t)RECORD_MINOR);
+}
+
 static void put_all(struct record *r)
 {
     struct json_object *o = r->raw;
     json_add_i64(o, "version_major", RECORD_MAJOR);
-    if (!json_object_object_get(o, "version_minor"))
-        json_add_i64(o, "version_minor", RECORD_MINOR);
+    json_add_i64(o, "version_minor", minor_of(o));
     json_add_string(o, "id", r->id);
     json_add_string(o, "pod", r->pod);
     json_add_string(o, "namespace", r->namespace);

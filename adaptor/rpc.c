@@ -330,12 +330,12 @@ static void conn_make_ordinary(struct conn *conn)
     conn->reader.peek = false;
 }
 
-/* Before anything is read. stored: it comes from the store under `name`. */
+/* Before anything is read. Without a store too: there may be a take-over. stored: it comes from the store under `name`. */
 static void conn_make_durable(struct conn *conn, const char *name, bool stored)
 {
     static const int front = 0;
 
-    if (!*conn->server->store || !fdstore_available() ||
+    if (!*conn->server->store ||
         setsockopt(conn->fd, SOL_SOCKET, SO_PEEK_OFF, &front, sizeof(front)) < 0)
         return;
     if (!stored && fdstore_add(name, conn->fd, NULL) < 0)

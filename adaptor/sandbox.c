@@ -35,6 +35,7 @@
 #include "base/log.h"
 #include "guest/initdata.h"
 #include "relay/fdstore.h"
+#include "relay/relay.h"
 
 #define KEY_FILE "client.key"
 #define CERT_FILE "client.crt"
@@ -455,6 +456,20 @@ static void recover_record(struct sandbox *sb)
     }
 }
 
+static int check_relays(int dirfd, struct err *err)
+{
+    int fd = openat(dirfd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    DIR *dir = fd < 0 ? NULL : fdopendir(fd);
+    int r = 0;
+    if (!dir)
+        return 0;
+    for (struct dirent *e; r == 0 && (e = readdir(dir));)
+        if (is_relay_file(e->d_name))
+            r = relay_check_format(dirfd, e->d_name, err);
+    closedir(dir);
+    return r;
+}
+
 int sandbox_check_format(struct adaptor *a, const char *name, struct err *err)
 {
     struct err local = ERR_INIT;
@@ -462,11 +477,11 @@ int sandbox_check_format(struct adaptor *a, const char *name, struct err *err)
     _cleanup_close_ int dir =
         openat(a->pods_fd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
     int r = dir < 0 ? -ENOENT : record_read(dir, &record, &local);
-    if (r == -EPROTONOSUPPORT)
-        return err_set(err, r, "sandbox %s: %s", name, local.text);
-    if (r == 0)
+    if (r == 0) {
         record_done(&record);
-    return 0;
+        r = check_relays(dir, &local);
+    }
+    return r == -EPROTONOSUPPORT ? err_set(err, r, "sandbox %s: %s", name, local.text) : 0;
 }
 
 int sandbox_recover(struct adaptor *a, const char *name, struct err *err)

@@ -62,7 +62,8 @@ struct sandbox *sandbox_find_token(struct adaptor *a, const char *token);
 /* A new sandbox in state CREATED, with its state on disk and its socket listening. */
 int sandbox_create(struct adaptor *a, const struct podspec *spec, struct sandbox **ret,
                    struct err *err);
-/* -EPROTONOSUPPORT: the record in that directory is of a newer major version; else 0. */
+/* -EPROTONOSUPPORT: a record or a file in that directory is of a newer major version; else 0. Only
+ * looks. */
 int sandbox_check_format(struct adaptor *a, const char *name, struct err *err);
 /* At start: the sandbox that lies in this directory of the state; 0 also when there is nothing to
  * take over. */

@@ -575,8 +575,7 @@ static void conn_recover(struct sandbox *sb, uint32_t id)
     }
     if (r < 0) {
         close_fds(&fds);
-        if (r != -EPROTONOSUPPORT) /* a newer daemon's, who may come back */
-            forget(sb, id);
+        forget(sb, id);
     } else {
         r = conn_add(sb, id, relay, &err);
     }

@@ -410,7 +410,7 @@ int sandbox_tunnel_open(struct sandbox *sb, struct err *err)
         .sandbox_id = sb->record.id,
         .self = sb->identity,
         .ctx = sb->adaptor->tls,
-        .generation = sb->adaptor->generation,
+        .generation = sb->adaptor->tenure.generation,
         .feature_mask = (uint64_t)sb->adaptor->config->tunnel_feature_mask,
     };
     if (sb->record.enrolled) {

@@ -13,10 +13,14 @@
  * moves descriptors about, so that wait is short; it is bounded all the same, because a store that
  * is stuck must become an error and not a daemon that hangs.
  *
- * Inherited descriptors are kept sorted by name: a recovery takes some thousands of them.
+ * Inherited descriptors are kept sorted by name: a recovery takes some thousands of them. What was
+ * taken of them and what was added, less what was removed, is what the store holds of ours ("held"):
+ * at a take-over (adaptor/takeover.c) it goes to our successor, under the same names. So a
+ * descriptor is removed from the store before it is closed.
  *
- * Nobody tells how much the store holds, so the names that we gave and took back are counted: a set
- * of their hashes, because a name may be removed that was never there.
+ * The successor "adopts": what it had inherited is of an earlier, failed attempt and goes; what it
+ * was given is put into its own store, and is then as if it had been inherited. The one descriptor
+ * that proves that the others are there is put in last: who dies before it has proved nothing.
  */
 #include "relay/fdstore.h"
 
@@ -26,6 +30,7 @@
 #include <sys/socket.h>
 #include <sys/time.h>
 #include <sys/un.h>
+#include <time.h>
 
 #include "base/str.h"
 
@@ -34,89 +39,26 @@
 #define SEND_TIMEOUT_S 5
 
 struct inherited {
-    const char *name; /* points into names */
-    int fd;           /* -1: taken */
+    char name[FDSTORE_NAME_MAX + 1];
+    int fd; /* -1: taken */
+};
+
+struct held {
+    char name[FDSTORE_NAME_MAX + 1];
+    int fd; /* its owner's */
 };
 
 static struct {
     int socket; /* valid when address_len > 0 */
     struct sockaddr_un address;
     socklen_t address_len;
-    char *names;
     struct inherited *fds; /* by name */
     size_t n;
-    uint64_t *held;          /* hashes of names, an open table; 0: free */
-    size_t n_held, cap_held; /* a power of two */
+    struct held *held; /* in no order */
+    size_t n_held, held_cap;
+    int64_t born_ns;
+    bool shared; /* our keeper is peerpod-keeper: it tells its age */
 } store;
-
-/* -- the set of names -- */
-
-static uint64_t hash_name(const char *name)
-{
-    uint64_t h = 14695981039346656037ULL; /* FNV-1a */
-    for (; *name; name++)
-        h = (h ^ (unsigned char)*name) * 1099511628211ULL;
-    return h ? h : 1;
-}
-
-/* Where it is, or where it belongs. */
-static size_t held_find(uint64_t h)
-{
-    size_t i = h & (store.cap_held - 1);
-    while (store.held[i] && store.held[i] != h)
-        i = (i + 1) & (store.cap_held - 1);
-    return i;
-}
-
-static void held_insert(uint64_t h)
-{
-    size_t i = held_find(h);
-    store.n_held += store.held[i] == 0;
-    store.held[i] = h;
-}
-
-static void held_resize(size_t cap)
-{
-    uint64_t *old = store.held;
-    size_t n = store.cap_held;
-    store.held = xcalloc(cap, sizeof(*old));
-    store.cap_held = cap;
-    store.n_held = 0;
-    for (size_t i = 0; i < n; i++)
-        if (old[i])
-            held_insert(old[i]);
-    free(old);
-}
-
-static void held_add(const char *name)
-{
-    if ((store.n_held + 1) * 2 > store.cap_held)
-        held_resize(MAX(store.cap_held * 2, (size_t)64));
-    held_insert(hash_name(name));
-}
-
-/* What stands behind it in its run is put in again, so that no gap hides it. */
-static void held_remove(const char *name)
-{
-    if (store.cap_held == 0)
-        return;
-    size_t i = held_find(hash_name(name));
-    if (!store.held[i])
-        return;
-    do {
-        uint64_t h = store.held[i];
-        store.held[i] = 0;
-        store.n_held--;
-        if (h != hash_name(name))
-            held_insert(h);
-        i = (i + 1) & (store.cap_held - 1);
-    } while (store.held[i]);
-}
-
-size_t fdstore_count(void)
-{
-    return store.n_held;
-}
 
 /* -- start -- */
 
@@ -164,18 +106,19 @@ static int by_name(const void *a, const void *b)
 
 static int inherit(size_t n, struct err *err)
 {
-    const char *names = getenv("LISTEN_FDNAMES");
+    const char *listed = getenv("LISTEN_FDNAMES");
+    _cleanup_free_ char *names = xstrdup(listed ? listed : "");
+    char *rest = names;
 
-    store.names = xstrdup(names ? names : "");
     store.fds = xcalloc(n, sizeof(*store.fds));
-    char *rest = store.names;
     for (size_t i = 0; i < n; i++) {
         int fd = FIRST_FD + (int)i;
-        char *name = strsep(&rest, ":");
+        const char *name = strsep(&rest, ":");
         if (fcntl(fd, F_SETFD, FD_CLOEXEC) < 0)
             return err_errno(err, -errno, "LISTEN_FDS=%zu, but descriptor %d", n, fd);
-        held_add(name ? name : "unknown");
-        store.fds[store.n++] = (struct inherited){.name = name ? name : "unknown", .fd = fd};
+        struct inherited *e = &store.fds[store.n++];
+        e->fd = fd;
+        snprintf(e->name, sizeof(e->name), "%.*s", FDSTORE_NAME_MAX, name ? name : "unknown");
     }
     qsort(store.fds, store.n, sizeof(*store.fds), by_name);
     return 0;
@@ -197,12 +140,25 @@ static int take_inherited(struct err *err)
     return value > 0 ? inherit((size_t)value, err) : 0;
 }
 
+static void note_age(void)
+{
+    const char *text = getenv(FDSTORE_BORN);
+    struct timespec now;
+    uint64_t born;
+
+    store.shared = text && str_to_u64(text, INT64_MAX, &born) == 0;
+    clock_gettime(CLOCK_BOOTTIME, &now);
+    store.born_ns =
+        store.shared ? (int64_t)born : (int64_t)now.tv_sec * 1000000000 + (int64_t)now.tv_nsec;
+}
+
 int fdstore_init(struct err *err)
 {
     static const char *const variables[] = {"NOTIFY_SOCKET", "LISTEN_PID", "LISTEN_FDS",
-                                            "LISTEN_FDNAMES"};
+                                            "LISTEN_FDNAMES", FDSTORE_BORN};
     int r = open_socket(err);
 
+    note_age();
     if (r == 0)
         r = take_inherited(err);
     for (size_t i = 0; i < ARRAY_SIZE(variables); i++)
@@ -215,7 +171,6 @@ void fdstore_done(void)
     for (size_t i = 0; i < store.n; i++)
         closep(&store.fds[i].fd);
     free(store.fds);
-    free(store.names);
     free(store.held);
     if (store.address_len > 0)
         close(store.socket);
@@ -225,6 +180,46 @@ void fdstore_done(void)
 bool fdstore_available(void)
 {
     return store.address_len > 0;
+}
+
+int64_t fdstore_born(bool *ret_shared)
+{
+    *ret_shared = store.shared;
+    return store.born_ns;
+}
+
+/* -- what the store holds of ours -- */
+
+size_t fdstore_count(void)
+{
+    size_t n = store.n_held;
+    for (size_t i = 0; i < store.n; i++)
+        n += store.fds[i].fd >= 0;
+    return n;
+}
+
+static void hold(const char *name, int fd)
+{
+    if (store.n_held == store.held_cap) {
+        store.held_cap = MAX(2 * store.held_cap, (size_t)64);
+        store.held = xrealloc(store.held, store.held_cap * sizeof(*store.held));
+    }
+    struct held *h = &store.held[store.n_held++];
+    h->fd = fd;
+    snprintf(h->name, sizeof(h->name), "%s", name);
+}
+
+static void let_go(const char *name)
+{
+    for (size_t i = store.n_held; i-- > 0;)
+        if (str_eq(store.held[i].name, name))
+            store.held[i] = store.held[--store.n_held];
+}
+
+void fdstore_each_held(void (*fn)(const char *name, int fd, void *arg), void *arg)
+{
+    for (size_t i = 0; i < store.n_held; i++)
+        fn(store.held[i].name, store.held[i].fd, arg);
 }
 
 /* -- what we were given -- */
@@ -247,8 +242,10 @@ static size_t first_at(const char *name)
 int fdstore_take(const char *name)
 {
     for (size_t i = first_at(name); i < store.n && str_eq(store.fds[i].name, name); i++)
-        if (store.fds[i].fd >= 0)
+        if (store.fds[i].fd >= 0) {
+            hold(name, store.fds[i].fd);
             return TAKE_FD(store.fds[i].fd);
+        }
     return -1;
 }
 
@@ -316,8 +313,8 @@ int fdstore_add(const char *name, int fd, struct err *err)
         return err_set(err, -EBADF, "descriptor store: no descriptor for '%s'", name);
     snprintf(text, sizeof(text), "FDSTORE=1\nFDNAME=%s\nFDPOLL=0\n", name);
     r = send_message(text, fd, err);
-    if (r == 0 && fdstore_available())
-        held_add(name);
+    if (r == 0)
+        hold(name, fd);
     return r;
 }
 
@@ -328,14 +325,56 @@ int fdstore_remove(const char *name, struct err *err)
 
     if (r < 0)
         return r;
+    let_go(name);
     snprintf(text, sizeof(text), "FDSTOREREMOVE=1\nFDNAME=%s\n", name);
-    r = send_message(text, -1, err);
-    if (r == 0)
-        held_remove(name);
-    return r;
+    return send_message(text, -1, err);
 }
 
 int fdstore_notify(const char *state, struct err *err)
 {
     return send_message(state, -1, err);
+}
+
+/* -- take-over -- */
+
+static void drop_inherited(bool forget)
+{
+    for (size_t i = 0; i < store.n; i++) {
+        if (store.fds[i].fd < 0)
+            continue;
+        closep(&store.fds[i].fd);
+        if (forget)
+            fdstore_remove(store.fds[i].name, NULL);
+    }
+    free(TAKE_PTR(store.fds));
+    store.n = 0;
+}
+
+void fdstore_disinherit(bool same_store)
+{
+    drop_inherited(!same_store);
+}
+
+int fdstore_adopt(const struct fdstore_entry *all, size_t n, const char *proof, bool same_store,
+                  struct err *err)
+{
+    int r = 0;
+
+    drop_inherited(!same_store);
+    store.fds = xcalloc(n + 1, sizeof(*store.fds));
+    for (size_t i = 0; i < n; i++) {
+        struct inherited *e = &store.fds[store.n++];
+        e->fd = all[i].fd;
+        memcpy(e->name, all[i].name, sizeof(e->name));
+    }
+    for (int pass = 0; pass < 2 && !same_store; pass++)
+        for (size_t i = 0; r == 0 && i < n; i++)
+            if (str_starts(all[i].name, proof) == (pass == 1)) {
+                r = fdstore_add(all[i].name, all[i].fd, err);
+                let_go(all[i].name); /* held once somebody takes it */
+            }
+    qsort(store.fds, store.n, sizeof(*store.fds), by_name);
+    if (r < 0)
+        drop_inherited(true);
+    return r;
 }

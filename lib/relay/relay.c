@@ -304,13 +304,23 @@ static int check_identity(int fd, const char *path, struct relay_file *ret, stru
         return err_set(err, -EPROTONOSUPPORT,
                        "%s has format %" PRIu32 ", this program knows up to %d: run the newer one",
                        path, ret->major, RELAY_FILE_MAJOR);
-    if (ret->major != RELAY_FILE_MAJOR || ret->header_size < sizeof(*ret) ||
+    if (ret->major == 0 || ret->header_size < RELAY_FILE_HEADER_MIN ||
         ret->header_size > RELAY_FILE_HEADER || !ring_size_ok(ret->ring_size))
         return err_set(err, -EBADMSG, "%s: bad version or sizes", path);
     if ((uint64_t)st.st_size != relay_file_size(ret->ring_size))
         return err_set(err, -EBADMSG, "%s has %jd bytes, not %zu", path, (intmax_t)st.st_size,
                        relay_file_size(ret->ring_size));
     return 0;
+}
+
+int relay_check_format(int dirfd, const char *path, struct err *err)
+{
+    struct relay_file header;
+    struct err local = ERR_INIT;
+    _cleanup_close_ int fd = openat(dirfd, path, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
+    if (fd < 0 || check_identity(fd, path, &header, &local) != -EPROTONOSUPPORT)
+        return 0;
+    return err_set(err, -EPROTONOSUPPORT, "%s", local.text);
 }
 
 /* Settles (1) in the copy. */

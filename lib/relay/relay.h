@@ -54,6 +54,8 @@ int relay_create(int dirfd, const char *path, const struct relay_fds *fds, size_
  */
 int relay_recover(int dirfd, const char *path, const struct relay_fds *fds, struct relay **ret,
                   struct err *err);
+/* -EPROTONOSUPPORT: a newer program's file, as above; 0 for any other. Only looks. */
+int relay_check_format(int dirfd, const char *path, struct err *err);
 /* Unmaps, closes the fds; the file stays (the owner unlinks it when the connection has ended). */
 void relay_close(struct relay *r);
 DEFINE_CLEANUP(struct relay, relay_close)

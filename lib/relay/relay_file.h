@@ -4,16 +4,22 @@
  *
  * A header, then at RELAY_BLOCK the in ring, behind it the out ring. Stores to the header are what
  * a crash leaves behind: each field says when it may change. Host byte order: the file never
- * leaves the machine. A raised minor adds fields behind the last (an older daemon leaves them
- * alone); a raised major is refused by older daemons.
+ * leaves the machine. A raised minor adds fields behind the last: an older program leaves them alone,
+ * and a newer one finds zeroes where an older one has made the file (header_size says what was
+ * there). A raised major is refused by older programs.
  */
 #pragma once
 
 #include "relay/relay.h"
 
 #define RELAY_FILE_MAGIC "PPRELAY" /* with its NUL, 8 bytes */
+/* Tests raise them. */
+#ifndef RELAY_FILE_MAJOR
 #define RELAY_FILE_MAJOR 1
+#endif
+#ifndef RELAY_FILE_MINOR
 #define RELAY_FILE_MINOR 0
+#endif
 #define RELAY_FILE_HEADER 4096U /* allocated for the header; the struct is smaller */
 
 /* SO_PEEK_OFF starts here and is set back to it once it has fallen below the mark. The largest
@@ -44,7 +50,13 @@ struct relay_file {
     uint32_t out_slot;     /* which of the two counts */
     uint32_t unused;
     struct relay_slot slot[2];
+#if RELAY_FILE_MINOR > 0
+    uint64_t added; /* of minor 1, which only tests have */
+#endif
 };
+
+/* Of version 1.0: no file has a smaller one. */
+#define RELAY_FILE_HEADER_MIN (offsetof(struct relay_file, slot) + 2 * sizeof(struct relay_slot))
 
 static inline off_t relay_file_in(void)
 {

@@ -215,6 +215,78 @@ static void bad_environment(void **state)
     assert_null(getenv("LISTEN_FDS"));
 }
 
+static void note_name(const char *name, int fd, void *arg)
+{
+    assert_true(fd >= 0);
+    strcat(arg, name);
+}
+
+/* What a predecessor gave goes into the store, the proof last, and can then be taken. */
+static void adopted_descriptors(void **state)
+{
+    struct fixture *f = *state;
+    struct fdstore_entry all[] = {{"token.1", dup(0)}, {"b", dup(0)}, {"a", dup(0)}};
+    struct err err = ERR_INIT;
+    char text[128], held[64] = "";
+
+    assert_int_equal(fdstore_init(&err), 0);
+    assert_int_equal(fdstore_adopt(all, 3, "token.", false, &err), 0);
+    for (size_t i = 1; i <= 3; i++) {
+        char expected[64];
+        snprintf(expected, sizeof(expected), "FDSTORE=1\nFDNAME=%s\nFDPOLL=0\n", all[i % 3].name);
+        close(receive(f, text, sizeof(text)));
+        assert_string_equal(text, expected);
+    }
+    fdstore_each_held(note_name, held);
+    assert_string_equal(held, ""); /* nobody has taken any */
+    assert_int_equal(fdstore_take("b"), all[1].fd);
+    assert_int_equal(fdstore_take("a"), all[2].fd);
+    assert_int_equal(fdstore_remove("a", &err), 0);
+    fdstore_each_held(note_name, held);
+    assert_string_equal(held, "b");
+    close(all[1].fd);
+    close(all[2].fd);
+}
+
+/* The same keeper has them: nothing is added, and nothing taken out on failure. */
+static void adopted_from_the_same_store(void **state)
+{
+    struct fixture *f = *state;
+    struct fdstore_entry all[] = {{"a", dup(0)}};
+    struct err err = ERR_INIT;
+    char text[128];
+
+    setenv(FDSTORE_BORN, "17", 1);
+    assert_int_equal(fdstore_init(&err), 0);
+    bool shared = false;
+    assert_int_equal(fdstore_born(&shared), 17);
+    assert_true(shared);
+    assert_int_equal(fdstore_adopt(all, 1, "token.", true, &err), 0);
+    fdstore_disinherit(true);
+    assert_int_equal(fcntl(all[0].fd, F_GETFD), -1);
+    assert_int_equal(recv(f->store, text, sizeof(text), 0), -1);
+}
+
+/* A store that takes no more: none of it is kept. */
+static void adoption_fails_as_a_whole(void **state)
+{
+    struct fixture *f = *state;
+    struct fdstore_entry all[] = {{"a", dup(0)}, {"Bad", dup(0)}, {"token.1", dup(0)}};
+    struct err err = ERR_INIT;
+    char text[128], held[64] = "";
+
+    assert_int_equal(fdstore_init(&err), 0);
+    assert_int_equal(fdstore_adopt(all, 3, "token.", false, &err), -EINVAL);
+    for (size_t i = 0; i < 3; i++)
+        assert_int_equal(fcntl(all[i].fd, F_GETFD), -1);
+    close(receive(f, text, sizeof(text)));
+    assert_string_equal(text, "FDSTORE=1\nFDNAME=a\nFDPOLL=0\n");
+    assert_int_equal(receive(f, text, sizeof(text)), -1);
+    assert_string_equal(text, "FDSTOREREMOVE=1\nFDNAME=a\n");
+    fdstore_each_held(note_name, held);
+    assert_string_equal(held, "");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -223,6 +295,9 @@ int main(void)
         cmocka_unit_test_setup_teardown(a_store_that_is_gone_is_an_error, setup, teardown),
         cmocka_unit_test_setup_teardown(inherited_descriptors, setup, teardown),
         cmocka_unit_test_setup_teardown(bad_environment, setup, teardown),
+        cmocka_unit_test_setup_teardown(adopted_descriptors, setup, teardown),
+        cmocka_unit_test_setup_teardown(adopted_from_the_same_store, setup, teardown),
+        cmocka_unit_test_setup_teardown(adoption_fails_as_a_whole, setup, teardown),
     };
     return cmocka_run_group_tests_name("relay.fdstore", tests, NULL, NULL);
 }

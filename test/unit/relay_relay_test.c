@@ -520,6 +520,45 @@ static void hostile_files_are_refused(void **state)
     check_in(f->relay, 0, 5000);
 }
 
+/* What a newer minor version has put behind our last field is there when it comes back. */
+static void a_newer_minor_version_keeps_its_fields(void **state)
+{
+    struct fixture *f = *state;
+    const uint32_t minor = 1, header = sizeof(struct relay_file) + 8;
+    const uint64_t added = 0x0123456789abcdef;
+    uint64_t found = 0;
+    struct err err = ERR_INIT;
+
+    overwrite(f, offsetof(struct relay_file, minor), &minor, sizeof(minor));
+    overwrite(f, offsetof(struct relay_file, header_size), &header, sizeof(header));
+    overwrite(f, sizeof(struct relay_file), &added, sizeof(added));
+    assert_int_equal(relay_check_format(f->dirfd, FILE_NAME, &err), 0);
+    restart(f);
+    send_pattern(f->peer, 0, 5000);
+    assert_int_equal(relay_in_read(f->relay, SIZE_MAX), 5000);
+    put_out(f->relay, 100);
+    assert_int_equal(relay_out_flush(f->relay), 0);
+    relay_trim(f->relay);
+    int fd = openat(f->dirfd, FILE_NAME, O_RDONLY | O_CLOEXEC);
+    assert_int_equal(pread(fd, &found, sizeof(found), sizeof(struct relay_file)), sizeof(found));
+    close(fd);
+    assert_int_equal(found, added);
+}
+
+static void a_newer_major_version_is_seen(void **state)
+{
+    struct fixture *f = *state;
+    const uint32_t major = RELAY_FILE_MAJOR + 1;
+    struct err err = ERR_INIT;
+
+    overwrite(f, offsetof(struct relay_file, major), &major, sizeof(major));
+    assert_int_equal(relay_check_format(f->dirfd, FILE_NAME, &err), -EPROTONOSUPPORT);
+    assert_non_null(strstr(err.text, "run the newer one"));
+    err_clear(&err);
+    assert_int_equal(relay_check_format(f->dirfd, "absent", &err), 0);
+    relay_close(TAKE_PTR(f->relay));
+}
+
 static void sizes_are_checked(void **state)
 {
     struct fixture *f = *state;
@@ -659,6 +698,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(trim_gives_blocks_back, setup, teardown),
         cmocka_unit_test_setup_teardown(base_moves_on, setup, teardown),
         cmocka_unit_test_setup_teardown(hostile_files_are_refused, setup, teardown),
+        cmocka_unit_test_setup_teardown(a_newer_minor_version_keeps_its_fields, setup, teardown),
+        cmocka_unit_test_setup_teardown(a_newer_major_version_is_seen, setup, teardown),
         cmocka_unit_test_setup_teardown(sizes_are_checked, setup, teardown),
         cmocka_unit_test_setup_teardown(create_checks_its_arguments, setup, teardown),
         cmocka_unit_test(full_file_system_is_enospc),
