@@ -141,7 +141,7 @@ static void write_daemon(const struct adaptor *a, struct buf *out)
              PP_VERSION, a->provider->type->name, a->config->forwarder_compat);
     gauge(out, "peerpod_generation", "",
           "Number of this daemon on this node since boot: one more with each start.",
-          a->generation);
+          a->tenure.generation);
     gauge(out, "peerpod_keeper_available", "",
           "1 when a descriptor store holds the connections while the daemon restarts.",
           fdstore_available());

@@ -218,7 +218,8 @@ static void bad_environment(void **state)
 static void note_name(const char *name, int fd, void *arg)
 {
     assert_true(fd >= 0);
-    strcat(arg, name);
+    size_t len = strlen(arg);
+    snprintf((char *)arg + len, 64 - len, "%s", name);
 }
 
 /* What a predecessor gave goes into the store, the proof last, and can then be taken. */
