@@ -31,8 +31,9 @@
 #include "base/str.h"
 
 #define RATE_MIN 0.2
-#define RATE_CUT 0.7   /* of the rate, at a refusal */
-#define RATE_RISE 0.05 /* of the rate, for each accepted call */
+#define RATE_CUT 0.7       /* of the rate, at a refusal */
+#define RATE_RISE 0.05     /* of the rate, for each accepted call */
+#define RATE_FIRST_MIN 2.0 /* before the first cut */
 #define RATE_FIRST_MAX 20.0
 #define RATE_FREE 100.0      /* calls per second: no limit any more */
 #define FREE_AFTER_MS 600000 /* without a refusal: no limit any more */
@@ -109,7 +110,7 @@ void bucket_refused(struct bucket *b, int64_t now, int64_t sent_ms, int64_t paus
     b->until_ms = MAX(b->until_ms, now + pause_ms);
     if (b->cut_ms && sent_ms <= b->cut_ms)
         return;
-    b->rate = b->rate > 0 ? b->rate : MIN(MAX(b->sent_rate, 1), RATE_FIRST_MAX);
+    b->rate = b->rate > 0 ? b->rate : MIN(MAX(b->sent_rate, RATE_FIRST_MIN), RATE_FIRST_MAX);
     b->rate = MAX(b->rate * RATE_CUT, RATE_MIN);
     b->cut_ms = now;
     b->tokens = 0;

@@ -2,3 +2,5 @@
 pp_unit_test(loop http SOURCES ${CMAKE_CURRENT_LIST_DIR}/loop_http_test.c
   DEPS pp_loop PkgConfig::OPENSSL)
 pp_unit_test(loop job SOURCES ${CMAKE_CURRENT_LIST_DIR}/loop_job_test.c DEPS pp_loop)
+pp_unit_test(loop rest SOURCES ${CMAKE_CURRENT_LIST_DIR}/loop_rest_test.c
+  DEPS pp_loop PkgConfig::OPENSSL m)
