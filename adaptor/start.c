@@ -47,6 +47,7 @@ struct vm_job {
     char token[RECORD_TOKEN_LEN + 1];
     struct provider *provider;
     bool look_first; /* our predecessor may have made it */
+    bool external_network;
     struct tag tags[INSTANCE_TAGS_MAX];
     char *tag_values[INSTANCE_TAGS_MAX];
     struct instance_spec spec;
@@ -110,6 +111,7 @@ static void create_run(struct job *job, void *arg)
         .user_data = j->user_data,
         .user_data_len = j->user_data_len,
         .spec = j->spec,
+        .external_network = j->external_network,
     };
     struct instance made = {0};
     if (j->look_first)
@@ -564,6 +566,7 @@ static int create_with(struct sandbox *sb, struct apf *network, bool look_first,
 {
     struct vm_job *j = vm_job_new(sb);
     j->look_first = look_first;
+    j->external_network = sb->adaptor->config->ext_network_via_podvm;
     enter(sb, START_CREATE);
     add_tags(j, sb);
     int r = build_user_data(sb, j, network, err);

@@ -54,6 +54,8 @@ struct instance_request {
     const char *user_data;  /* cloud-config, raw */
     size_t user_data_len;   /* <= the type's user_data_max */
     struct instance_spec spec;
+    /* The pod reaches the world from the VM's second interface (-ext-network-via-podvm). */
+    bool external_network;
 };
 
 struct instance {

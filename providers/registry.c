@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The providers that were built in: one line for each, in the order of --help. */
 #include "base/str.h"
+#include "providers/aws/aws.h"
 #include "providers/local/local.h"
 #include "providers/provider.h"
 
 const struct provider_type *const provider_types[] = {
+    &aws_provider_type,
     &local_provider_type,
     NULL,
 };

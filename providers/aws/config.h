@@ -17,11 +17,13 @@ struct aws_config {
     char *launch_template;
     bool use_launch_template;
     char *key_name;
-    char *subnet_id;
+    char **subnet_ids; /* in the order in which they are tried */
     char **security_group_ids;
     bool use_public_ip;
     int64_t root_volume_size; /* GiB */
     bool disable_cvm;
+    bool spot;
+    int64_t settle_ns; /* how long EC2 may not know of what it has made */
     char **tags;
 
     /* Where the services are, when not at AWS's own names. */

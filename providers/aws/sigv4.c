@@ -56,6 +56,11 @@ static void hash_hex(const void *data, size_t len, char ret[2 * HASH_LEN + 1])
     str_hex(hash, sizeof(hash), ret);
 }
 
+void sigv4_payload_hash(const void *body, size_t len, char ret[65])
+{
+    hash_hex(body, len, ret);
+}
+
 static void hmac(const void *key, size_t key_len, const void *data, size_t len,
                  unsigned char ret[HASH_LEN])
 {

@@ -23,6 +23,8 @@ struct sigv4 {
 };
 
 void sigv4_date(int64_t real_ms, char ret[SIGV4_DATE_SIZE]);
+/* The value of x-amz-content-sha256. */
+void sigv4_payload_hash(const void *body, size_t len, char ret[65]);
 /* The canonical request and, separately, the list of signed headers. */
 void sigv4_canonical(const struct sigv4 *s, struct buf *ret, struct buf *ret_signed);
 void sigv4_to_sign(const struct sigv4 *s, const struct buf *canonical, struct buf *ret);

@@ -24,7 +24,7 @@
 #include "providers/aws/profile.h"
 #include "providers/aws/sigv4.h"
 
-#define HEADERS_MAX 6
+#define HEADERS_MAX 8
 #define CONTENT_TYPE "application/x-www-form-urlencoded"
 
 struct aws_wire {
@@ -194,7 +194,7 @@ static void drop_headers(struct wire_call *c)
 
 static void sign(struct wire_call *c, const struct aws_key *key, int64_t now_ms, size_t n)
 {
-    char date[SIGV4_DATE_SIZE];
+    char date[SIGV4_DATE_SIZE], hash[65];
     struct sigv4 s = {.method = "POST",
                       .path = c->path,
                       .headers = (const char *const *)c->headers,
@@ -208,6 +208,10 @@ static void sign(struct wire_call *c, const struct aws_key *key, int64_t now_ms,
 
     sigv4_date(now_ms, date);
     c->headers[n++] = str_asprintf("X-Amz-Date: %s", date);
+    /* Not needed by AWS for these services, but the SDKs send it, and a proxy that writes the form
+     * anew ('+' for "%20") can then still check the signature. */
+    sigv4_payload_hash(c->request->body, strlen(c->request->body), hash);
+    c->headers[n++] = str_asprintf("X-Amz-Content-Sha256: %s", hash);
     if (key->token)
         c->headers[n++] = str_asprintf("X-Amz-Security-Token: %s", key->token);
     c->headers[n] = sigv4_authorization(&s);

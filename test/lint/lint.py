@@ -356,7 +356,7 @@ def check_names():
 OPTION = re.compile(r"^  (-[\w-]+)(?: ([^ \n]+))?(?:  \[(\w+)\])?\n        (.*)$", re.M)
 OPTIONS = "# OPTIONS\n"
 # What prints a program's options, where it is not plain --help.
-HELP = {"cloud-api-adaptor": [["local", "--help"]],
+HELP = {"cloud-api-adaptor": [["aws", "--help"], ["local", "--help"]],
         "peerpodctl": [["status", "--help"], ["inspect", "--help"], ["orphans", "--help"],
                        ["run", "--help"]]}
 # Pages whose tables are written by `lint.py options`; the others are written by hand.
@@ -378,10 +378,13 @@ def help_of(program):
 
 def option_lines(program):
     """The OPTIONS section of a page from what the program says."""
-    out = []
+    out, seen = [], set()
     for part in re.split(r"^(?=\S.*options:$)", help_of(program), flags=re.M):
         found = OPTION.findall(part)
         title = part.split(":")[0]
+        if title in seen:  # what all providers have in common
+            continue
+        seen.add(title)
         if found and title.endswith("options") and not title.startswith(program.name):
             out += [f"## {title[0].upper()}{title[1:]}", ""]
         for flag, kind, variable, says in found:

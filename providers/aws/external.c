@@ -1,0 +1,113 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The external network: the pod's way to the world is the VM's second interface with an Elastic IP.
+ *
+ * The interface is made with the instance and ends with it. The address is a thing of its own: it
+ * is allocated once the instance runs, with the sandbox's tag, and associated. A process that dies
+ * in between leaves an address that the next one finds by the tag, here or at the end.
+ *
+ * At the end AWS frees an address only some time after its interface is gone, so the release is
+ * repeated until it succeeds or the job's patience ends.
+ */
+#include <errno.h>
+
+#include "base/clock.h"
+#include "base/str.h"
+#include "providers/aws/aws.h"
+#include "providers/aws/hints.h"
+
+#define REMOVE_EVERY_MS 2000
+#define REMOVE_MS 120000
+
+int aws_external_connect(struct aws_provider *a, struct job *job, const struct ec2_instance *i,
+                         struct err *err)
+{
+    const struct tag tags[] = {{TAG_SANDBOX, i->sandbox}, {TAG_BOOT, i->boot}, {0}};
+    const struct ec2_run owner = {.name = i->name, .tags = tags, .more_tags = a->config->tags};
+    struct ec2_address found[EC2_LEFTOVERS_MAX], made;
+    size_t n;
+    int r = ec2_find_addresses(a->client, job, i->sandbox, found, &n, err);
+
+    if (r < 0)
+        return r;
+    for (size_t k = 0; k < n; k++)
+        if (str_eq(found[k].interface, i->second_interface))
+            return 0;
+    if (n > 0)
+        made = found[0];
+    else if ((r = ec2_allocate_address(a->client, job, &owner, &made, err)) < 0)
+        return r;
+    return ec2_associate_address(a->client, job, made.allocation, i->second_interface, NULL, err);
+}
+
+/* What is refused now may be possible later; what does not exist is done. */
+static int settle(int r, const struct aws_error *error, const char *gone, bool *ret_left,
+                  struct err *err)
+{
+    if (r == 0)
+        return 0;
+    if (r == -EREMOTEIO && str_starts(error->code, gone)) {
+        err_clear(err);
+        return 0;
+    }
+    *ret_left = r == -EREMOTEIO; /* in use: still being taken down */
+    return *ret_left ? 0 : r;
+}
+
+static int release_all(struct aws_provider *a, struct job *job, const char *sandbox, bool *ret_left,
+                       struct err *err)
+{
+    struct ec2_address found[EC2_LEFTOVERS_MAX];
+    struct aws_error error;
+    size_t n;
+    int r = ec2_find_addresses(a->client, job, sandbox, found, &n, err);
+
+    for (size_t i = 0; r == 0 && i < n; i++) {
+        err_clear(err);
+        r = ec2_release_address(a->client, job, found[i].allocation, &error, err);
+        r = settle(r, &error, "InvalidAllocationID.NotFound", ret_left, err);
+    }
+    return r;
+}
+
+static int delete_all(struct aws_provider *a, struct job *job, const char *sandbox, bool *ret_left,
+                      struct err *err)
+{
+    char found[EC2_LEFTOVERS_MAX][EC2_ID_MAX];
+    struct aws_error error;
+    size_t n;
+    int r = ec2_find_interfaces(a->client, job, sandbox, found, &n, err);
+
+    for (size_t i = 0; r == 0 && i < n; i++) {
+        err_clear(err);
+        r = ec2_delete_interface(a->client, job, found[i], &error, err);
+        r = settle(r, &error, "InvalidNetworkInterfaceID.NotFound", ret_left, err);
+    }
+    return r;
+}
+
+int aws_external_remove(struct aws_provider *a, struct job *job, const char *sandbox,
+                        struct err *err)
+{
+    int64_t end = clock_mono_ms() + REMOVE_MS;
+    struct err local = ERR_INIT;
+    bool left;
+    int r;
+
+    do {
+        left = false;
+        err_clear(&local);
+        r = release_all(a, job, sandbox, &left, &local);
+        if (r == 0 && !left)
+            r = delete_all(a, job, sandbox, &left, &local);
+        if (r < 0 || !left)
+            break;
+        r = job_sleep(job, REMOVE_EVERY_MS);
+    } while (r == 0 && clock_mono_ms() < end);
+    if (r == 0 && left)
+        r = -ETIMEDOUT;
+    if (r < 0 && local.code)
+        return err_set(err, r, "%s", local.text);
+    return r < 0 ? err_errno(err, r, "removing addresses and interfaces of sandbox %s", sandbox)
+                 : 0;
+}
