@@ -34,6 +34,7 @@ static void aws_close(struct provider *p)
 {
     if (!p)
         return;
+    look_free(aws_of(p)->look);
     aws_facts_free(aws_of(p)->facts);
     aws_client_free(aws_of(p)->client);
     free(aws_of(p));
@@ -52,6 +53,7 @@ static int aws_open(const void *config, struct provider **ret, struct err *err)
         return r;
     }
     a->facts = aws_facts_new(a->config, a->client);
+    a->look = look_new(a->client);
     *ret = &a->base;
     return 0;
 }
@@ -88,19 +90,21 @@ void aws_fill_instance(const struct aws_provider *a, const struct ec2_instance *
 int aws_find_sandbox(struct aws_provider *a, struct job *job, const char *sandbox,
                      struct ec2_instance *ret, struct err *err)
 {
-    const struct tag tags[] = {{TAG_SANDBOX, sandbox}, {0}};
     _cleanup_free_ struct ec2_instance *list = NULL;
-    size_t n, best = 0;
-    int r = ec2_describe_instances(a->client, job, NULL, 0, tags, false, &list, &n, NULL, err);
+    const struct ec2_instance *best = NULL;
+    size_t n;
+    int r = look_sandbox(a->look, job, sandbox, &list, &n, err);
 
     if (r < 0)
         return r;
-    if (n == 0)
-        return err_set(err, -ENOENT, "AWS has no instance of sandbox %s", sandbox);
-    for (size_t i = n; i-- > 0;)
-        if (!ec2_state_gone(list[i].state))
-            best = i;
-    *ret = list[best];
+    for (size_t i = 0; i < n; i++)
+        if (list[i].state != EC2_TERMINATED && (!best || ec2_state_gone(best->state)))
+            best = &list[i];
+    if (!best)
+        return n ? err_set(err, -ENOENT, "its instance %s is terminated%s%s", list[0].id,
+                           *list[0].reason ? ": " : "", list[0].reason)
+                 : err_set(err, -ENOENT, "there is no instance of sandbox %s", sandbox);
+    *ret = *best;
     return 0;
 }
 
@@ -134,28 +138,60 @@ static int aws_list(struct provider *p, struct job *job, const struct tag *tags,
 
 /* ---- wait ---- */
 
-static int look_at(struct aws_provider *a, struct job *job, struct instance *instance,
-                   struct aws_error *error, struct err *err)
+static int look_by_id(struct aws_provider *a, struct job *job, const char *id,
+                      struct ec2_instance *ret, struct err *err)
 {
-    const char *id = instance->id;
-    struct ec2_instance *list = NULL;
+    _cleanup_free_ struct ec2_instance *list = NULL;
+    struct aws_error error;
     size_t n = 0;
-    int r = ec2_describe_instances(a->client, job, &id, 1, NULL, true, &list, &n, error, err);
+    int r = ec2_describe_instances(a->client, job, &id, 1, NULL, true, &list, &n, &error, err);
 
-    if (r == 0 && n == 0) {
-        r = err_set(err, -EREMOTEIO, "AWS describes no instance %s", id);
-        snprintf(error->code, sizeof(error->code), "InvalidInstanceID.NotFound");
+    if (r < 0 && aws_error_is(&error, "InvalidInstanceID.NotFound")) {
+        err_clear(err);
+        r = 0;
     }
-    if (r == 0 && ec2_state_gone(list[0].state)) {
+    if (r == 0 && n > 0)
+        *ret = list[0];
+    return r;
+}
+
+int aws_look_at(struct aws_provider *a, struct job *job, const struct instance *instance,
+                struct ec2_instance *ret, struct err *err)
+{
+    _cleanup_free_ struct ec2_instance *list = NULL;
+    size_t n = 0;
+    int r = 0;
+
+    *ret = (struct ec2_instance){0};
+    if (*instance->sandbox)
+        r = look_sandbox(a->look, job, instance->sandbox, &list, &n, err);
+    for (size_t i = 0; i < n; i++)
+        if (str_eq(list[i].id, instance->id)) {
+            *ret = list[i];
+            return 0;
+        }
+    return r < 0 ? r : look_by_id(a, job, instance->id, ret, err);
+}
+
+/* 0 also while there is no address yet, or AWS does not know the instance (*ret_known). */
+static int wait_step(struct aws_provider *a, struct job *job, struct instance *instance,
+                     bool *ret_known, struct err *err)
+{
+    struct ec2_instance i;
+    int r = aws_look_at(a, job, instance, &i, err);
+
+    *ret_known = r == 0 && *i.id;
+    if (r < 0 || !*ret_known)
+        return r;
+    if (ec2_state_gone(i.state)) {
         instance->gone = true;
-        r = err_set(err, -EHOSTDOWN, "instance %s is %s%s%s", id, ec2_state_name(list[0].state),
-                    *list[0].reason ? ": " : "", list[0].reason);
+        return err_set(err, -EHOSTDOWN, "instance %s is %s%s%s", i.id, ec2_state_name(i.state),
+                       *i.reason ? ": " : "", i.reason);
     }
-    if (r == 0 && list[0].external && !list[0].second_public && list[0].state == EC2_RUNNING)
-        r = aws_external_connect(a, job, &list[0], err);
+    if (i.external && !i.second_public && i.state == EC2_RUNNING)
+        r = aws_external_connect(a, job, &i, err);
     if (r == 0)
-        aws_fill_instance(a, &list[0], instance);
-    free(list);
+        aws_fill_instance(a, &i, instance);
     return r;
 }
 
@@ -164,22 +200,18 @@ static int aws_wait_addresses(struct provider *p, struct job *job, struct instan
 {
     struct aws_provider *a = aws_of(p);
     int64_t unknown_since = 0, pause = WAIT_MIN_MS;
-    struct aws_error error = {0};
-    int r = 0;
+    bool known;
 
     while (instance->n_addresses == 0) {
-        r = look_at(a, job, instance, &error, err);
-        if (r < 0 && !aws_error_is(&error, "InvalidInstanceID.NotFound"))
+        int r = wait_step(a, job, instance, &known, err);
+        if (r < 0 || instance->n_addresses > 0)
             return r;
-        if (r < 0 && !unknown_since)
-            unknown_since = clock_mono_ms();
-        if (r < 0 && clock_mono_ms() - unknown_since >= a->config->settle_ns / 1000000)
-            return -EHOSTDOWN; /* err: AWS's words */
-        if (r == 0)
+        if (known)
             unknown_since = 0;
-        if (instance->n_addresses > 0)
-            return 0;
-        err_clear(err);
+        else if (!unknown_since)
+            unknown_since = clock_mono_ms();
+        else if (clock_mono_ms() - unknown_since >= a->config->settle_ns / 1000000)
+            return err_set(err, -EHOSTDOWN, "AWS does not know the instance %s", instance->id);
         r = job_sleep(job, pause);
         if (r < 0)
             return err_errno(err, r, "waiting for the address of instance %s", instance->id);

@@ -4,6 +4,7 @@
 
 #include "providers/aws/ec2.h"
 #include "providers/aws/facts.h"
+#include "providers/aws/look.h"
 
 extern const struct provider_type aws_provider_type;
 
@@ -12,6 +13,7 @@ struct aws_provider {
     const struct aws_config *config;
     struct aws_client *client;
     struct aws_facts *facts;
+    struct look *look;
 };
 
 static inline struct aws_provider *aws_of(struct provider *p)
@@ -23,9 +25,14 @@ static inline struct aws_provider *aws_of(struct provider *p)
 /* Without addresses while what the pod needs of them is not there yet. */
 void aws_fill_instance(const struct aws_provider *a, const struct ec2_instance *i,
                        struct instance *ret);
-/* The sandbox's instances that are not terminated; the living first, the oldest first. -ENOENT. */
+/* The sandbox's instance that is not terminated; a living one if there is one. -ENOENT. */
 int aws_find_sandbox(struct aws_provider *a, struct job *job, const char *sandbox,
                      struct ec2_instance *ret, struct err *err);
+
+/* By the sandbox's tag where it is known (look.c), else by id; *ret->id is "" when AWS does not know
+ * it. */
+int aws_look_at(struct aws_provider *a, struct job *job, const struct instance *instance,
+                struct ec2_instance *ret, struct err *err);
 
 /* create.c */
 struct aws_place {

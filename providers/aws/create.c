@@ -52,8 +52,7 @@ static int plan_image(struct aws_provider *a, struct job *job,
         return 0;
     plan->run.root_device = plan->image.root_device;
     /* Smaller than the AMI's snapshot is refused by EC2. */
-    if (a->config->root_volume_size > 0)
-        plan->run.root_gib = MAX((uint64_t)a->config->root_volume_size, plan->image.root_gib);
+    plan->run.root_gib = MAX((uint64_t)a->config->root_volume_size, plan->image.root_gib);
     return 0;
 }
 

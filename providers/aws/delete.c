@@ -29,56 +29,64 @@
 
 struct ending {
     struct aws_provider *a;
-    const char *id;
+    const struct instance *instance;
     bool tell;             /* TerminateInstances comes next, else a question */
     int64_t unknown_since; /* when AWS first did not know it; 0: it does */
 };
 
-static int tell(struct ending *e, struct job *job, struct aws_error *error, struct err *err)
+/* 1: terminated. *ret_known: AWS knows it. */
+static int ask(struct ending *e, struct job *job, bool *ret_known, struct err *err)
 {
-    int r = ec2_terminate(e->a->client, job, &e->id, 1, error, err);
+    struct ec2_instance i;
+    int r = aws_look_at(e->a, job, e->instance, &i, err);
 
-    e->tell = false;
-    return r;
-}
-
-/* 1: terminated. */
-static int ask(struct ending *e, struct job *job, struct aws_error *error, struct err *err)
-{
-    _cleanup_free_ struct ec2_instance *list = NULL;
-    size_t n = 0;
-    int r = ec2_describe_instances(e->a->client, job, &e->id, 1, NULL, true, &list, &n, error, err);
-
+    *ret_known = r == 0 && *i.id;
     if (r < 0)
         return r;
-    if (n == 1 && list[0].state == EC2_TERMINATED)
+    if (*ret_known && i.state == EC2_TERMINATED)
         return 1;
-    e->tell = n == 1 && list[0].state != EC2_SHUTTING_DOWN;
+    e->tell = !*ret_known || i.state != EC2_SHUTTING_DOWN;
     return 0;
+}
+
+static int tell(struct ending *e, struct job *job, bool *ret_known, struct err *err)
+{
+    const char *id = e->instance->id;
+    struct aws_error error;
+    int r = ec2_terminate(e->a->client, job, &id, 1, &error, err);
+
+    e->tell = false;
+    *ret_known = true;
+    if (r < 0 && aws_error_is(&error, "InvalidInstanceID.NotFound")) {
+        err_clear(err);
+        *ret_known = false;
+        return 0;
+    }
+    return r;
 }
 
 /* 1: gone. 0: not yet, or not known yet. */
 static int step(struct ending *e, struct job *job, struct err *err)
 {
-    struct aws_error error = {0};
-    int r = e->tell ? tell(e, job, &error, err) : ask(e, job, &error, err);
+    bool known;
+    int r = e->tell ? tell(e, job, &known, err) : ask(e, job, &known, err);
 
-    if (!aws_error_is(&error, "InvalidInstanceID.NotFound")) {
-        e->unknown_since = 0;
+    if (r != 0)
         return r;
-    }
-    err_clear(err);
-    if (!e->unknown_since)
+    if (known)
+        e->unknown_since = 0;
+    else if (!e->unknown_since)
         e->unknown_since = clock_mono_ms();
-    e->tell = true;
-    return clock_mono_ms() - e->unknown_since >= e->a->config->settle_ns / 1000000;
+    else if (clock_mono_ms() - e->unknown_since >= e->a->config->settle_ns / 1000000)
+        return 1;
+    return 0;
 }
 
 /* running: it is known to be there, nobody has to be asked first. */
-static int end_instance(struct aws_provider *a, struct job *job, const char *id, bool running,
-                        struct err *err)
+static int end_instance(struct aws_provider *a, struct job *job, const struct instance *instance,
+                        bool running, struct err *err)
 {
-    struct ending e = {.a = a, .id = id, .tell = running};
+    struct ending e = {.a = a, .instance = instance, .tell = running};
     int64_t end = clock_mono_ms() + END_MS, pause = POLL_MIN_MS;
     unsigned steps = 0;
 
@@ -87,60 +95,68 @@ static int end_instance(struct aws_provider *a, struct job *job, const char *id,
         if (r != 0)
             return MIN(r, 0);
         if (clock_mono_ms() >= end)
-            return err_set(err, -ETIMEDOUT, "instance %s is still not terminated after %d s", id,
-                           END_MS / 1000);
+            return err_set(err, -ETIMEDOUT, "instance %s is still not terminated after %d s",
+                           instance->id, END_MS / 1000);
         if (++steps < FAST_STEPS && !e.unknown_since)
             continue;
         r = job_sleep(job, pause);
         if (r < 0)
-            return err_errno(err, r, "waiting until instance %s is terminated", id);
+            return err_errno(err, r, "waiting until instance %s is terminated", instance->id);
         pause = MIN(pause * 2, (int64_t)POLL_MAX_MS);
     }
 }
 
 struct targets {
-    char ids[INSTANCES_MAX][EC2_ID_MAX];
+    struct instance list[INSTANCES_MAX];
     size_t n, n_running; /* the first n_running are there for sure */
     bool extras;
 };
 
+static void add_target(struct targets *t, const char *id, const char *sandbox)
+{
+    struct instance *i = &t->list[t->n++];
+
+    (void)str_format(i->id, sizeof(i->id), "%s", id);
+    memcpy(i->sandbox, sandbox, sizeof(i->sandbox));
+}
+
 static int find_targets(struct aws_provider *a, struct job *job, const struct instance *instance,
                         struct targets *ret, struct err *err)
 {
-    const struct tag tags[] = {{TAG_SANDBOX, instance->sandbox}, {0}};
     _cleanup_free_ struct ec2_instance *list = NULL;
     size_t n = 0;
     bool known = false;
     int r = 0;
 
-    *ret = (struct targets){0};
     if (*instance->sandbox)
-        r = ec2_describe_instances(a->client, job, NULL, 0, tags, false, &list, &n, NULL, err);
+        r = look_sandbox(a->look, job, instance->sandbox, &list, &n, err);
     if (r < 0)
         return r;
     for (size_t i = 0; i < n && ret->n < INSTANCES_MAX - 1; i++) {
-        memcpy(ret->ids[ret->n++], list[i].id, EC2_ID_MAX);
         known |= str_eq(list[i].id, instance->id);
-        ret->extras |= *list[i].second_interface;
+        /* What its second interface had cannot be asked any more. */
+        ret->extras |= *list[i].second_interface || list[i].state == EC2_TERMINATED;
+        if (list[i].state != EC2_TERMINATED)
+            add_target(ret, list[i].id, instance->sandbox);
     }
     ret->n_running = ret->n;
-    if (known || !*instance->id)
-        return 0;
-    ret->extras = true;
-    r = str_format(ret->ids[ret->n++], EC2_ID_MAX, "%s", instance->id);
-    return r < 0 ? err_set(err, -EINVAL, "'%.80s' is no instance id", instance->id) : 0;
+    if (!known && *instance->id) {
+        ret->extras = true;
+        add_target(ret, instance->id, instance->sandbox);
+    }
+    return 0;
 }
 
 int aws_delete(struct provider *p, struct job *job, const struct instance *instance,
                struct err *err)
 {
     struct aws_provider *a = aws_of(p);
-    struct targets targets;
-    int r = find_targets(a, job, instance, &targets, err);
+    _cleanup_free_ struct targets *targets = xcalloc(1, sizeof(*targets));
+    int r = find_targets(a, job, instance, targets, err);
 
-    for (size_t i = 0; r == 0 && i < targets.n; i++)
-        r = end_instance(a, job, targets.ids[i], i < targets.n_running, err);
-    if (r == 0 && targets.extras && *instance->sandbox)
+    for (size_t i = 0; r == 0 && i < targets->n; i++)
+        r = end_instance(a, job, &targets->list[i], i < targets->n_running, err);
+    if (r == 0 && targets->extras && *instance->sandbox)
         r = aws_external_remove(a, job, instance->sandbox, err);
     return r;
 }

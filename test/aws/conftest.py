@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A new small AWS for each test (world.py)."""
+"""A new small AWS for each test (world.py); every request that reached it is judged (judge.py)."""
 import pathlib
 import sys
 
@@ -18,7 +18,13 @@ except ImportError as missing:
 def aws():
     if LACKS:
         pytest.skip(LACKS)
+    import judge
     import world
     one = world.World()
-    yield one
-    one.stop()
+    try:
+        yield one
+        for exchange in one.proxy.exchanges:
+            judge.round_trip(exchange.body, {"2016-11-15": "ec2", "2011-06-15": "sts"}[
+                exchange.form["Version"]])
+    finally:
+        one.stop()
