@@ -92,3 +92,8 @@ int aws_metadata_get(struct aws_client *client, struct job *job, const char *pat
 {
     return imds_get(client->imds, job, path, ret, err);
 }
+
+void aws_client_source(struct aws_client *client, char ret[AWS_SOURCE_MAX])
+{
+    credentials_source(client->credentials, ret);
+}

@@ -52,3 +52,7 @@ int aws_client_region(struct aws_client *client, struct job *job, char ret[AWS_R
  * leading slash ("latest/meta-data/mac"). -ENOENT for 404; else as job_http. ret is owned. */
 int aws_metadata_get(struct aws_client *client, struct job *job, const char *path, char **ret,
                      struct err *err);
+
+/* Where the credentials of the last call came from, for people: "profile x"; "" before the first. */
+#define AWS_SOURCE_MAX 128
+void aws_client_source(struct aws_client *client, char ret[AWS_SOURCE_MAX]);

@@ -58,12 +58,12 @@ struct credentials {
     struct aws_wire *wire;
     struct imds *imds;
     pthread_mutex_t lock;
-    struct aws_key key;                  /* lock; id NULL: none yet */
-    char source[CREDENTIALS_SOURCE_MAX]; /* lock */
-    bool fetching;                       /* lock: a job is at it */
-    uint64_t fetches;                    /* lock: ended ones */
-    struct err last;                     /* lock: of the last fetch; code 0: it succeeded */
-    int64_t retry_ms;                    /* lock: no early refresh before (CLOCK_MONOTONIC) */
+    struct aws_key key;          /* lock; id NULL: none yet */
+    char source[AWS_SOURCE_MAX]; /* lock */
+    bool fetching;               /* lock: a job is at it */
+    uint64_t fetches;            /* lock: ended ones */
+    struct err last;             /* lock: of the last fetch; code 0: it succeeded */
+    int64_t fetched_ms;          /* lock: end of the last fetch, by AWS's clock */
 };
 
 /* One fetch. */
@@ -72,7 +72,7 @@ struct fetch {
     struct job *job;
     int64_t now_ms;
     struct profiles *profiles;
-    char source[CREDENTIALS_SOURCE_MAX];
+    char source[AWS_SOURCE_MAX];
 };
 
 /* What AssumeRole and AssumeRoleWithWebIdentity are told. */
@@ -600,10 +600,10 @@ void credentials_free(struct credentials *c)
     free(c);
 }
 
-void credentials_source(struct credentials *c, char ret[CREDENTIALS_SOURCE_MAX])
+void credentials_source(struct credentials *c, char ret[AWS_SOURCE_MAX])
 {
     pthread_mutex_lock(&c->lock);
-    memcpy(ret, c->source, CREDENTIALS_SOURCE_MAX);
+    memcpy(ret, c->source, AWS_SOURCE_MAX);
     pthread_mutex_unlock(&c->lock);
 }
 
@@ -625,7 +625,7 @@ static int fetch(struct credentials *c, struct job *job, int64_t now_ms, struct 
     c->fetching = false;
     c->fetches++;
     c->last = now;
-    c->retry_ms = clock_mono_ms() + RETRY_MS;
+    c->fetched_ms = now_ms;
     if (r < 0)
         return err_set(err, r, "credentials: %s", err_text(&now));
     aws_key_done(&c->key);
@@ -644,7 +644,7 @@ static enum need need_of(const struct credentials *c, const char *refused, int64
     if (!c->key.id || (refused && str_eq(refused, c->key.id)) ||
         (c->key.expires_ms != 0 && left <= 0))
         return NEED_NOW;
-    if (c->key.expires_ms == 0 || left > ADVISORY_MS || clock_mono_ms() < c->retry_ms)
+    if (c->key.expires_ms == 0 || left > ADVISORY_MS || llabs(now_ms - c->fetched_ms) < RETRY_MS)
         return NEED_NOTHING;
     return left > MANDATORY_MS ? NEED_SOON : NEED_NOW;
 }

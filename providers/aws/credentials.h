@@ -18,8 +18,7 @@ void credentials_free(struct credentials *c);
 int credentials_get(void *arg, struct job *job, const char *refused, int64_t now_ms,
                     struct aws_key *ret, struct err *err);
 /* "the web identity token (AWS_WEB_IDENTITY_TOKEN_FILE)"; "" before the first success. */
-#define CREDENTIALS_SOURCE_MAX 128
-void credentials_source(struct credentials *c, char ret[CREDENTIALS_SOURCE_MAX]);
+void credentials_source(struct credentials *c, char ret[AWS_SOURCE_MAX]);
 
 /* The JSON of IMDS and of container endpoints (fuzzed). -EINVAL, -EACCES for their own errors. */
 int credentials_parse_json(const char *text, size_t len, struct aws_key *ret, struct err *err);

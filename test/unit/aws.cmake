@@ -7,3 +7,15 @@ if(BUILD_TESTING)
 endif()
 pp_unit_test(aws client SOURCES ${CMAKE_CURRENT_LIST_DIR}/aws_client_test.c
   DEPS pp_providers PkgConfig::OPENSSL)
+if(BUILD_TESTING)
+  add_executable(aws_judge ${CMAKE_CURRENT_LIST_DIR}/aws_judge.c)
+  target_link_libraries(aws_judge PRIVATE pp_options pp_providers)
+endif()
+# What threads do to each other in it is aws.client's business.
+if(NOT PP_SANITIZE STREQUAL "tsan")
+  pp_pytest(aws credentials FILE unit/aws_credentials_test.py ISOLATED TIMEOUT 120)
+endif()
+foreach(name credentials profile)
+  pp_fuzz_target(aws ${name} SOURCES ${CMAKE_CURRENT_LIST_DIR}/../fuzz/aws_${name}_fuzz.c
+    DEPS pp_providers CORPUS ${CMAKE_CURRENT_LIST_DIR}/../fuzz/corpus/aws_${name})
+endforeach()

@@ -13,6 +13,7 @@
 #include "loop/http.h"
 #include "loop/rest.h"
 #include "providers/aws/client.h"
+#include "providers/aws/credentials.h"
 
 #define REPLIES_MAX 4
 #define REQUESTS_MAX 16
@@ -445,7 +446,7 @@ static void what_is_sent(void **state)
     assert_text_has(sent, "\r\nUser-Agent: peerpod/");
     assert_text_has(sent, "\r\nAuthorization: AWS4-HMAC-SHA256 Credential=AKIDTEST/");
     assert_text_has(sent, "/eu-test-1/ec2/aws4_request, SignedHeaders=content-type;host;"
-                          "x-amz-date, Signature=");
+                          "x-amz-content-sha256;x-amz-date, Signature=");
     assert_text_has(sent, "\r\n\r\nAction=RunInstances&Version=2016-11-15&UserData=hush-data");
     assert_null(strstr(sent, "hush-secret"));
     assert_null(strstr(sent, "X-Amz-Security-Token"));
@@ -518,6 +519,7 @@ static void a_wrong_clock_is_corrected(void **state)
 /* ---- credentials that change ---- */
 
 static atomic_int key_number, keys_given;
+static atomic_bool endpoint_down;
 
 /* EC2 and the pod identity's endpoint at once: the endpoint's key number counts up with key_number,
  * and EC2 takes the latest alone. */
@@ -531,6 +533,8 @@ static bool serve_keys(struct client *c, const char *path, const struct buf *req
                          "\"hush-t%d\",\"Expiration\":\"2099-01-01T00:00:00Z\"}",
                          key_number, key_number);
         keys_given++;
+        if (endpoint_down)
+            return reply(c, "400 Bad Request", "", "down", 4);
         if (!strstr(request->data, "Authorization: hush-pod-token\r\n"))
             return reply(c, "401 Unauthorized", "", "", 0);
         return reply(c, "200 OK", "", body, strlen(body));
@@ -636,6 +640,59 @@ static void one_job_fetches_for_all(void **state)
     server_stop(&s);
 }
 
+#define MINUTE 60000LL
+#define EXPIRES_MS 4070908800000LL /* 2099-01-01 */
+
+/* The id of the key that is given at a moment before its end; "" when there is none. */
+static const char *key_at(struct credentials *c, int64_t before_ms, char ret[32])
+{
+    _cleanup_(job_free_inlinep) struct job *job = job_new_inline(10000);
+    struct aws_key key = {0};
+    struct err err = ERR_INIT;
+    if (credentials_get(c, job, NULL, EXPIRES_MS - before_ms, &key, &err) < 0)
+        print_message("%s\n", err_text(&err));
+    snprintf(ret, 32, "%s", key.id ? key.id : "");
+    aws_key_done(&key);
+    return ret;
+}
+
+/* Ahead of the end; a failure then is no failure yet. Times are what the caller says. */
+static void keys_are_refreshed_ahead(void **state)
+{
+    struct aws_config config = {.metadata_endpoint = (char *)"http://127.0.0.1:1"};
+    struct imds *imds = imds_new(config.metadata_endpoint);
+    struct aws_wire *wire = aws_wire_new(&config, imds);
+    struct credentials *c;
+    struct server s;
+    char id[32];
+    key_number = 1;
+    keys_given = 0;
+    server_start(&s, NULL, serve_keys);
+    set_pod_identity(&s);
+    c = credentials_new(&config, wire, imds);
+    assert_string_equal(key_at(c, 60 * MINUTE, id), "ASIA1");
+    assert_string_equal(key_at(c, 6 * MINUTE, id), "ASIA1");
+    assert_int_equal(keys_given, 1);
+    key_number = 2;
+    assert_string_equal(key_at(c, 4 * MINUTE, id), "ASIA2"); /* early */
+    assert_string_equal(key_at(c, 4 * MINUTE - 10000, id), "ASIA2");
+    assert_int_equal(keys_given, 2); /* not for each call */
+    endpoint_down = true;
+    key_number = 3;
+    assert_string_equal(key_at(c, 2 * MINUTE, id), "ASIA2"); /* good for two minutes yet */
+    assert_string_equal(key_at(c, MINUTE / 2, id), "ASIA2");
+    assert_string_equal(key_at(c, 0, id), "");
+    assert_int_equal(keys_given, 5);
+    endpoint_down = false;
+    assert_string_equal(key_at(c, 0, id), "ASIA3");
+    credentials_free(c);
+    aws_wire_free(wire);
+    imds_free(imds);
+    unset_pod_identity();
+    http_close_idle();
+    server_stop(&s);
+}
+
 /* ---- TLS ---- */
 
 static void tls_is_verified(void **state)
@@ -733,6 +790,7 @@ int main(void)
         cmocka_unit_test(a_wrong_clock_is_corrected),
         cmocka_unit_test(an_expired_token_is_renewed_under_way),
         cmocka_unit_test(one_job_fetches_for_all),
+        cmocka_unit_test(keys_are_refreshed_ahead),
         cmocka_unit_test(tls_is_verified),
         cmocka_unit_test(traces_hold_no_secret),
     };
