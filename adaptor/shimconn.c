@@ -6,14 +6,14 @@
  *     shim --agent.ttrpc--> relay.in  --channel--> forwarder --> agent
  *                       <-- relay.out <--channel--
  *
- * Birth: accept; number it (the record knows the next number, so that none is used twice); put the
- * descriptors into the store, the socket last; make the relay's file; only then read. A socket in
+ * Birth: accept; number it (the record knows the next number, so that none is used twice); put it
+ * into the store; make the relay's file; only then read. A socket in
  * the store without a file is a connection from which nothing has been read: recovery goes on with
  * its birth. What is not in the store when we die is lost, and its shim sees it closed.
  *
  * End: when the socket is broken or closed both ways, when both directions have ended and all is
- * acknowledged, or when the far side says that its end is gone. Then channel, names in the store,
- * descriptors and file go, in this order.
+ * acknowledged, or when the far side says that its end is gone. Then channel, name in the store,
+ * socket and file go, in this order.
  *
  * Plain mode: the far side is a connection of its own (lib/relay/plain.h), with the worker's edits
  * (lib/wire/splice_stream.h) on the way. It cannot be resumed, so neither end outlives this
@@ -56,15 +56,14 @@ struct shimconn {
 
 struct conn_names {
     char file[24];
-    char fd[3][FDSTORE_NAME_MAX + 1]; /* socket, pipe's read end, pipe's write end */
+    char fd[FDSTORE_NAME_MAX + 1];
 };
 
 static struct conn_names names_of(const struct sandbox *sb, uint32_t id)
 {
     struct conn_names n;
     snprintf(n.file, sizeof(n.file), "c%u.relay", id);
-    for (int i = 0; i < 3; i++)
-        snprintf(n.fd[i], sizeof(n.fd[i]), "%s.%c%u", sb->record.key, "crw"[i], id);
+    snprintf(n.fd, sizeof(n.fd), "%s.c%u", sb->record.key, id);
     return n;
 }
 
@@ -76,8 +75,7 @@ static void listener_name(const struct sandbox *sb, char out[FDSTORE_NAME_MAX + 
 static void forget(struct sandbox *sb, uint32_t id)
 {
     struct conn_names names = names_of(sb, id);
-    for (int i = 0; i < 3; i++)
-        fdstore_remove(names.fd[i], NULL);
+    fdstore_remove(names.fd, NULL);
     unlinkat(sb->dir, names.file, 0);
 }
 
@@ -350,7 +348,7 @@ static const struct pump_ops pump_callbacks = {
 
 static void accept_more(struct sandbox *sb);
 
-/* Descriptors and file go on without us: the next process takes them over. */
+/* Socket and file go on without us: the next process takes them over. */
 static void conn_let_go(struct shimconn *c)
 {
     struct sandbox *sb = c->sandbox;
@@ -405,41 +403,19 @@ static int conn_add(struct sandbox *sb, uint32_t id, struct relay *relay, struct
     return r;
 }
 
-static int store_fds(struct sandbox *sb, uint32_t id, const struct relay_fds *fds, struct err *err)
-{
-    struct conn_names names = names_of(sb, id);
-    if (sb->record.plain)
-        return 0; /* it ends with us, and at once */
-    int r = fdstore_add(names.fd[1], fds->pipe_read, err);
-    if (r == 0)
-        r = fdstore_add(names.fd[2], fds->pipe_write, err);
-    if (r == 0)
-        r = fdstore_add(names.fd[0], fds->socket, err);
-    return r;
-}
-
-static void close_fds(const struct relay_fds *fds)
-{
-    closep(&fds->socket);
-    closep(&fds->pipe_read);
-    closep(&fds->pipe_write);
-}
-
-/* Takes fd. */
+/* Takes fd. In plain mode nothing is stored: it ends with us, and at once. */
 static int conn_accept(struct sandbox *sb, int fd, struct err *err)
 {
-    struct relay_fds fds = {.socket = fd, .pipe_read = -1, .pipe_write = -1};
     struct relay *relay = NULL;
     uint32_t id = sb->record.next_channel++;
+    struct conn_names names = names_of(sb, id);
     int r = sandbox_save(sb, err);
+    if (r == 0 && !sb->record.plain)
+        r = fdstore_add(names.fd, fd, err);
     if (r == 0)
-        r = relay_pipe(&fds, err);
-    if (r == 0)
-        r = store_fds(sb, id, &fds, err);
-    if (r == 0)
-        r = relay_create(sb->dir, names_of(sb, id).file, &fds, RELAY_RING_DEFAULT, &relay, err);
+        r = relay_create(sb->dir, names.file, fd, RELAY_RING_DEFAULT, &relay, err);
     if (r < 0) {
-        close_fds(&fds);
+        close(fd);
         forget(sb, id);
         return r;
     }
@@ -557,24 +533,19 @@ static void conn_recover(struct sandbox *sb, uint32_t id)
     struct conn_names names = names_of(sb, id);
     struct err err = ERR_INIT;
     struct relay *relay = NULL;
-    struct relay_fds fds = {
-        .socket = fdstore_take(names.fd[0]),
-        .pipe_read = fdstore_take(names.fd[1]),
-        .pipe_write = fdstore_take(names.fd[2]),
-    };
-    int r = -EBADF;
-    if (fds.socket >= 0 && fds.pipe_read >= 0 && fds.pipe_write >= 0) {
-        r = relay_recover(sb->dir, names.file, &fds, &relay, &err);
+    int r = -EBADF, fd = fdstore_take(names.fd);
+    if (fd >= 0) {
+        r = relay_recover(sb->dir, names.file, fd, &relay, &err);
         if (r == -ENODATA || r == -ENOENT) { /* the predecessor died in conn_accept */
             err_clear(&err);
             unlinkat(sb->dir, names.file, 0);
-            r = relay_create(sb->dir, names.file, &fds, RELAY_RING_DEFAULT, &relay, &err);
+            r = relay_create(sb->dir, names.file, fd, RELAY_RING_DEFAULT, &relay, &err);
         }
     } else {
-        err_set(&err, r, "its descriptors are not in the store");
+        err_set(&err, r, "its socket is not in the store");
     }
     if (r < 0) {
-        close_fds(&fds);
+        closep(&fd);
         forget(sb, id);
     } else {
         r = conn_add(sb, id, relay, &err);

@@ -5,17 +5,16 @@
  *     tunnel  <->  edit (edit.c)  <->  relay and pump  <->  kata-agent
  *
  * A channel is opened by the daemon when the shim connects. Order at birth: connect to the agent,
- * make both files, give socket and pipe to the descriptor store, and only then let a byte move. So
- * whatever a predecessor left behind is either whole, files and all three descriptors, or it has
- * carried nothing and can be thrown away (the far side hears at the next hello that we do not know
+ * make both files, give the socket to the descriptor store, and only then let a byte move. So
+ * whatever a predecessor left behind is either whole, files and socket, or it has carried nothing and can be thrown away (the far side hears at the next hello that we do not know
  * it).
  *
  * In plain mode a channel's far side is a connection of its own instead of the tunnel, which
  * nothing can resume: such channels have high numbers, and recovery only clears them away. (What
  * lies in the store of theirs goes with drop_leftovers.)
  *
- * Names: files N.relay and N.edit in the state directory, descriptors cN.s (socket), cN.r and cN.w
- * (pipe) in the store; N is the channel's number, which is never used again.
+ * Names: files N.relay and N.edit in the state directory, socket cN.s in the store; N is the
+ * channel's number, which is never used again.
  *
  * A channel ends
  *     - when both sides have sent their last byte and it has arrived: removed quietly;
@@ -75,16 +74,14 @@ struct channel_set {
 
 struct names {
     char relay[24], edit[24];
-    char store[3][FDSTORE_NAME_MAX + 1]; /* in the order of struct relay_fds */
+    char store[FDSTORE_NAME_MAX + 1];
 };
 
 static void names_of(uint32_t id, struct names *ret)
 {
-    static const char roles[] = "srw";
     snprintf(ret->relay, sizeof(ret->relay), "%" PRIu32 ".relay", id);
     snprintf(ret->edit, sizeof(ret->edit), "%" PRIu32 ".edit", id);
-    for (int i = 0; i < 3; i++)
-        snprintf(ret->store[i], sizeof(ret->store[i]), "c%" PRIu32 ".%c", id, roles[i]);
+    snprintf(ret->store, sizeof(ret->store), "c%" PRIu32 ".s", id);
 }
 
 static void erase(const struct channel_set *set, uint32_t id)
@@ -94,12 +91,8 @@ static void erase(const struct channel_set *set, uint32_t id)
     names_of(id, &names);
     unlinkat(set->config.dirfd, names.relay, 0);
     unlinkat(set->config.dirfd, names.edit, 0);
-    for (int i = 0; i < 3; i++) {
-        if (fdstore_remove(names.store[i], &err) < 0) {
-            log_warn("channel %" PRIu32 ": %s", id, err_text(&err));
-            return;
-        }
-    }
+    if (fdstore_remove(names.store, &err) < 0)
+        log_warn("channel %" PRIu32 ": %s", id, err_text(&err));
 }
 
 /* -- end -- */
@@ -326,38 +319,28 @@ static struct agent_channel *channel_add(struct channel_set *set, uint32_t id)
     return ch;
 }
 
-static int create_files(struct agent_channel *ch, struct relay_fds *fds, struct err *err)
+/* *fd is taken from the moment that the relay has it. */
+static int create_files(struct agent_channel *ch, int *fd, struct err *err)
 {
     const struct channel_set_config *c = &ch->set->config;
     struct names names;
     names_of(ch->id, &names);
-    int r = relay_create(c->dirfd, names.relay, fds, RELAY_RING_DEFAULT, &ch->relay, err);
+    int r = relay_create(c->dirfd, names.relay, *fd, RELAY_RING_DEFAULT, &ch->relay, err);
     if (r < 0)
         return r;
-    struct relay_fds kept = *fds;
-    *fds = (struct relay_fds){-1, -1, -1}; /* the relay's now */
+    *fd = -1;
     r = edit_create(c->dirfd, names.edit, RELAY_RING_DEFAULT, ch->relay, c->rules, &ch->edit, err);
-    const int all[] = {kept.socket, kept.pipe_read, kept.pipe_write};
-    for (int i = 0; r == 0 && i < 3; i++)
-        r = fdstore_add(names.store[i], all[i], err);
-    return r;
+    return r < 0 ? r : fdstore_add(names.store, relay_socket(ch->relay), err);
 }
 
 static int channel_create(struct agent_channel *ch, struct err *err)
 {
     const struct channel_set_config *c = &ch->set->config;
-    struct relay_fds fds = {-1, -1, -1};
-    int r = c->connect(c->owner, &fds.socket, err);
+    _cleanup_close_ int fd = -1;
+    int r = c->connect(c->owner, &fd, err);
     if (r == 0)
-        r = relay_pipe(&fds, err);
-    if (r == 0)
-        r = create_files(ch, &fds, err);
-    if (r == 0)
-        r = channel_start(ch, err);
-    closep(&fds.socket);
-    closep(&fds.pipe_read);
-    closep(&fds.pipe_write);
-    return r;
+        r = create_files(ch, &fd, err);
+    return r < 0 ? r : channel_start(ch, err);
 }
 
 int channel_set_open(struct channel_set *set, uint32_t id, const struct channel_ops **ret_ops,
@@ -393,36 +376,30 @@ int channel_set_open_plain(struct channel_set *set, struct plain_link *link, str
 
 /* -- recovery -- */
 
-static int recover_files(struct agent_channel *ch, struct relay_fds *fds, struct err *err)
+static int recover_files(struct agent_channel *ch, struct err *err)
 {
     const struct channel_set_config *c = &ch->set->config;
     struct names names;
     names_of(ch->id, &names);
-    fds->socket = fdstore_take(names.store[0]);
-    fds->pipe_read = fdstore_take(names.store[1]);
-    fds->pipe_write = fdstore_take(names.store[2]);
-    if (fds->socket < 0 || fds->pipe_read < 0 || fds->pipe_write < 0)
-        return err_set(err, -ENODATA, "its descriptors are not in the store");
-    int r = relay_recover(c->dirfd, names.relay, fds, &ch->relay, err);
+    _cleanup_close_ int fd = fdstore_take(names.store);
+    if (fd < 0)
+        return err_set(err, -ENODATA, "its socket is not in the store");
+    int r = relay_recover(c->dirfd, names.relay, fd, &ch->relay, err);
     if (r < 0)
         return r;
-    *fds = (struct relay_fds){-1, -1, -1};
+    TAKE_FD(fd);
     return edit_recover(c->dirfd, names.edit, ch->relay, c->rules, &ch->edit, err);
 }
 
 static int recover_one(struct channel_set *set, uint32_t id, struct err *err)
 {
     struct err why = ERR_INIT;
-    struct relay_fds fds;
     struct agent_channel *ch = channel_add(set, id);
     if (id >= PLAIN_IDS) { /* its other half ended with our predecessor */
         channel_end(ch, "plain mode ends with its process");
         return 0;
     }
-    int r = recover_files(ch, &fds, &why);
-    closep(&fds.socket);
-    closep(&fds.pipe_read);
-    closep(&fds.pipe_write);
+    int r = recover_files(ch, &why);
     if (r == -EPROTONOSUPPORT)
         return err_set(err, r, "%s", err_text(&why));
     if (r < 0)

@@ -482,6 +482,8 @@ static bool print_json(const struct bench *b, const struct err *err)
         struct json_object *figures = json_object_new_object();
         for (int f = 0; f < FIGURES; f++)
             add_figure(figures, figure_names[f], mid(b, (enum variant)v, (enum figure)f));
+        if (v == OURS)
+            add_figure(figures, "notice_ms", median(b->notice, b->runs));
         json_object_object_add(o, variant_names[v], figures);
     }
     if (err->code == 0)

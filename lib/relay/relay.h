@@ -3,15 +3,14 @@
  * The relay: one unix stream connection, byte-exact across the death of the process that serves it.
  * See relay.c for the theory of operation (design.md 5, "Exactly once").
  *
- *     socket --recv--> [in ring]  --> the tunnel           in:  offsets of what the peer sent us
- *     socket <-splice- pipe <-write- [out ring] <-- tunnel  out: offsets of what we send the peer
+ *     socket --recv--> [in ring]  --> the tunnel      in:  offsets of what the peer sent us
+ *     socket <--send-- [out ring] <-- the tunnel      out: offsets of what we send the peer
  *
- * The state lies in a mapped file; the socket and the pipe's two ends are also held by the keeper
- * (or systemd), so that a new process opens the same file on the same descriptors and goes on.
- * One thread; every function does at most one system call between two stores to the file.
- * All functions are non-blocking. Offsets are absolute stream positions from 0 and never wrap.
- * The program ignores SIGPIPE (splice raises it, and has no flag against it), and never uses
- * MSG_PEEK on the socket (it moves SO_PEEK_OFF).
+ * The state lies in a mapped file; the socket is also held by the keeper (or systemd), so that a new
+ * process opens the same file on the same socket and goes on. One thread; every function does at
+ * most one system call between two stores to the file. All functions are non-blocking. Offsets are
+ * absolute stream positions from 0 and never wrap. The program never uses MSG_PEEK on the socket (it
+ * moves SO_PEEK_OFF).
  */
 #pragma once
 
@@ -24,39 +23,28 @@
 
 struct relay;
 
-/* The descriptors of one relay. Borrowed names in the store are the owner's business. */
-struct relay_fds {
-    int socket;     /* SOCK_STREAM, AF_UNIX, O_NONBLOCK (checked, as for the pipe) */
-    int pipe_read;  /* O_NONBLOCK */
-    int pipe_write; /* O_NONBLOCK */
-};
-
 /* 0 when this kernel has what exactly-once needs (SO_PEEK_OFF lowered by recv on a unix stream,
- * FIONREAD on pipes), else -ENOSYS with an err that says which and what it means. */
+ * sendmmsg's count in our memory), else -ENOSYS with an err that says which and what it means. */
 int relay_selftest(struct err *err);
-
-/* Makes the pipe, non-blocking and close-on-exec, for a new connection. */
-int relay_pipe(struct relay_fds *fds, struct err *err);
 
 /*
  * A new connection: creates the file `path` (0600, O_EXCL) in dirfd, sets SO_PEEK_OFF. Nothing has
- * been read before it returns. Takes the fds on success (relay_close closes them). ring_size: of
- * both rings. -ENOSPC: the file system is full.
+ * been read before it returns. socket: SOCK_STREAM, AF_UNIX, O_NONBLOCK (checked); taken on success
+ * (relay_close closes it). ring_size: of both rings. -ENOSPC: the file system is full.
  */
-int relay_create(int dirfd, const char *path, const struct relay_fds *fds, size_t ring_size,
-                 struct relay **ret, struct err *err);
+int relay_create(int dirfd, const char *path, int socket, size_t ring_size, struct relay **ret,
+                 struct err *err);
 /*
  * The same connection after our predecessor's death: maps the file, checks it (sizes, offsets,
  * version: a hostile or torn file is -EBADMSG, never a crash), settles it with the kernel's counts.
- * Takes the fds on success. -EPROTONOSUPPORT: a newer program's file, which must be left alone.
+ * Takes the socket on success. -EPROTONOSUPPORT: a newer program's file, which must be left alone.
  * -ENODATA: the predecessor died inside relay_create, before anything was read: unlink the file and
  * create it again. -ENOSPC: no room for blocks that should have been there.
  */
-int relay_recover(int dirfd, const char *path, const struct relay_fds *fds, struct relay **ret,
-                  struct err *err);
+int relay_recover(int dirfd, const char *path, int socket, struct relay **ret, struct err *err);
 /* -EPROTONOSUPPORT: a newer program's file, as above; 0 for any other. Only looks. */
 int relay_check_format(int dirfd, const char *path, struct err *err);
-/* Unmaps, closes the fds; the file stays (the owner unlinks it when the connection has ended). */
+/* Unmaps, closes the socket; the file stays (the owner unlinks it when the connection has ended). */
 void relay_close(struct relay *r);
 DEFINE_CLEANUP(struct relay, relay_close)
 
@@ -85,7 +73,7 @@ int relay_in_inject(struct relay *r, const void *data, size_t len);
 
 uint64_t relay_out_head(const struct relay *r); /* accepted so far */
 uint64_t relay_out_done(const struct relay *r); /* handed to the socket so far */
-/* Free bytes in the ring (not blocks). Bytes in the pipe do not count: it survives us too. */
+/* Free bytes in the ring (not blocks). */
 size_t relay_out_free(const struct relay *r);
 /* Contiguous room at head, with blocks allocated: > 0; -ENOBUFS: ring full; -ENOSPC; -EPIPE: after
  * relay_out_fin. Valid until the next commit or trim. */

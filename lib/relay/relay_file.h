@@ -10,12 +10,15 @@
  */
 #pragma once
 
+#include <sys/socket.h>
+
 #include "relay/relay.h"
 
 #define RELAY_FILE_MAGIC "PPRELAY" /* with its NUL, 8 bytes */
-/* Tests raise them. */
+/* Tests raise them. Format 1, never released, had a pipe beside the socket. */
+#define RELAY_FILE_OLDEST 2 /* that is read */
 #ifndef RELAY_FILE_MAJOR
-#define RELAY_FILE_MAJOR 1
+#define RELAY_FILE_MAJOR 2
 #endif
 #ifndef RELAY_FILE_MINOR
 #define RELAY_FILE_MINOR 0
@@ -35,6 +38,12 @@ struct relay_slot {
     uint8_t user[RELAY_USER_SIZE];
 };
 
+/* One sendmmsg of one message: the kernel adds to it. */
+struct relay_call {
+    uint64_t base;      /* sent before this call */
+    struct mmsghdr msg; /* msg_len: 0 until the kernel says how much it took; the rest is scratch */
+};
+
 struct relay_file {
     char magic[8]; /* stored last at creation: without it nothing was ever read */
     uint32_t major, minor;
@@ -43,20 +52,19 @@ struct relay_file {
     uint64_t in_base;      /* received (injected included) = in_base - SO_PEEK_OFF */
     uint64_t in_base_next; /* not 0: SO_PEEK_OFF is about to be, or was just, set to the top */
     uint64_t in_tail;      /* acknowledged */
-    uint64_t out_filled;   /* X: bytes put into the pipe, and the out ring's tail */
-    uint64_t out_drained;  /* W: bytes that left the pipe for the socket */
     uint32_t in_eof;       /* the peer sends no more, and all of it was read */
     uint32_t out_fin;      /* nothing comes behind the out head */
     uint32_t out_slot;     /* which of the two counts */
-    uint32_t unused;
+    uint32_t out_call;     /* which of the two counts: sent = base + msg_len, the out ring's tail */
     struct relay_slot slot[2];
+    struct relay_call call[2];
 #if RELAY_FILE_MINOR > 0
     uint64_t added; /* of minor 1, which only tests have */
 #endif
 };
 
-/* Of version 1.0: no file has a smaller one. */
-#define RELAY_FILE_HEADER_MIN (offsetof(struct relay_file, slot) + 2 * sizeof(struct relay_slot))
+/* Of version 2.0: no file has a smaller one. */
+#define RELAY_FILE_HEADER_MIN (offsetof(struct relay_file, call) + 2 * sizeof(struct relay_call))
 
 static inline off_t relay_file_in(void)
 {

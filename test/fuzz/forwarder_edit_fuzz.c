@@ -21,7 +21,6 @@ static const struct splice_rules rules = {.netns_path = NETNS, .clear_dns = true
 
 struct run {
     int dir, ours, theirs;
-    struct relay_fds pipe;
     struct relay *relay;
     struct edit *edit;
     struct buf got;
@@ -35,17 +34,14 @@ static void check(bool ok)
         abort();
 }
 
-static struct relay_fds copies(const struct run *x)
+static int copy_of(int fd)
 {
-    return (struct relay_fds){fcntl(x->ours, F_DUPFD_CLOEXEC, 3),
-                              fcntl(x->pipe.pipe_read, F_DUPFD_CLOEXEC, 3),
-                              fcntl(x->pipe.pipe_write, F_DUPFD_CLOEXEC, 3)};
+    return fcntl(fd, F_DUPFD_CLOEXEC, 3);
 }
 
 static void begin(struct run *x)
 {
     int s[2];
-    struct relay_fds fds;
     signal(SIGPIPE, SIG_IGN);
     x->dir = open(access("/dev/shm", W_OK) == 0 ? "/dev/shm" : "/tmp",
                   O_RDONLY | O_DIRECTORY | O_CLOEXEC);
@@ -53,26 +49,23 @@ static void begin(struct run *x)
           socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, s) == 0);
     x->ours = s[0];
     x->theirs = s[1];
-    check(relay_pipe(&x->pipe, NULL) == 0);
-    fds = copies(x);
     char names[2][64];
     snprintf(names[0], sizeof(names[0]), "fuzz_edit.%d.relay", (int)getpid());
     snprintf(names[1], sizeof(names[1]), "fuzz_edit.%d.edit", (int)getpid());
     unlinkat(x->dir, names[0], 0);
     unlinkat(x->dir, names[1], 0);
-    check(relay_create(x->dir, names[0], &fds, 32U << 10, &x->relay, NULL) == 0);
+    check(relay_create(x->dir, names[0], copy_of(x->ours), 32U << 10, &x->relay, NULL) == 0);
     check(edit_create(x->dir, names[1], 32U << 10, x->relay, &rules, &x->edit, NULL) == 0);
 }
 
 static void take_over(struct run *x)
 {
-    struct relay_fds fds = copies(x);
     char names[2][64];
     snprintf(names[0], sizeof(names[0]), "fuzz_edit.%d.relay", (int)getpid());
     snprintf(names[1], sizeof(names[1]), "fuzz_edit.%d.edit", (int)getpid());
     edit_close(x->edit);
     relay_close(x->relay);
-    check(relay_recover(x->dir, names[0], &fds, &x->relay, NULL) == 0);
+    check(relay_recover(x->dir, names[0], copy_of(x->ours), &x->relay, NULL) == 0);
     check(edit_recover(x->dir, names[1], x->relay, &rules, &x->edit, NULL) == 0);
 }
 
@@ -85,8 +78,6 @@ static void finish(struct run *x)
     unlinkat(x->dir, name, 0);
     snprintf(name, sizeof(name), "fuzz_edit.%d.edit", (int)getpid());
     unlinkat(x->dir, name, 0);
-    close(x->pipe.pipe_read);
-    close(x->pipe.pipe_write);
     close(x->ours);
     close(x->theirs);
     close(x->dir);

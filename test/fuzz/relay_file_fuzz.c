@@ -2,7 +2,7 @@
 /*
  * A hostile file through relay_recover, and what is left of it through every function of the relay.
  *
- * Input: 8 bytes (4: SO_PEEK_OFF, 2: bytes in the pipe, 1: 1 when the peer has closed, 1: unused),
+ * Input: 8 bytes (4: SO_PEEK_OFF, 2: bytes to be read, 1: 1 when the peer has closed, 1: unused),
  * then the beginning of the file; it is given the size that its header asks for, within limits.
  * Fields in host order.
  */
@@ -20,7 +20,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 #define CONTROL 8
 #define INPUT_MAX 65536
-#define IN_PIPE_MAX 4096
+#define SENT_MAX 4096
 
 /* Its name lives for the length of one open. */
 static void make_file(const uint8_t *data, size_t size, char *path, size_t path_size)
@@ -71,10 +71,9 @@ static void use(struct relay *r)
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-    struct relay_fds fds = {-1, -1, -1};
     struct relay *relay = NULL;
-    uint8_t junk[IN_PIPE_MAX] = {0};
-    uint16_t in_pipe;
+    uint8_t junk[SENT_MAX] = {0};
+    uint16_t sent;
     char path[64];
     int s[2], peek;
 
@@ -82,20 +81,17 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     if (size < CONTROL || size > INPUT_MAX)
         return 0;
     memcpy(&peek, data, sizeof(peek));
-    memcpy(&in_pipe, data + 4, sizeof(in_pipe));
-    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, s) < 0 ||
-        relay_pipe(&fds, NULL) < 0)
+    memcpy(&sent, data + 4, sizeof(sent));
+    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, s) < 0)
         abort();
-    fds.socket = s[1];
     setsockopt(s[1], SOL_SOCKET, SO_PEEK_OFF, &peek, sizeof(peek));
-    if (send(s[0], junk, sizeof(junk), MSG_NOSIGNAL) < 0 ||
-        write(fds.pipe_write, junk, in_pipe % IN_PIPE_MAX) < 0)
+    if (send(s[0], junk, sent % SENT_MAX, MSG_NOSIGNAL) < 0)
         abort();
     make_file(data + CONTROL, size - CONTROL, path, sizeof(path));
     if (data[6] == 1)
         close(TAKE_FD(s[0]));
     struct err err = ERR_INIT;
-    int r = relay_recover(AT_FDCWD, path, &fds, &relay, &err);
+    int r = relay_recover(AT_FDCWD, path, s[1], &relay, &err);
     unlink(path);
     if ((r < 0) != (err.code != 0))
         abort();
@@ -103,9 +99,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         use(relay);
         relay_close(relay);
     } else {
-        close(fds.socket);
-        close(fds.pipe_read);
-        close(fds.pipe_write);
+        close(s[1]);
     }
     closep(&s[0]);
     return 0;

@@ -99,10 +99,22 @@ static void start_janitor(const char *dir)
 /* What was seen was hit; and the streams were lively enough to show what a relay can do. */
 static void check_steps(struct report *r)
 {
-    static const char *const stores[] = {
-        "magic",        "in_base",      "in_base_next", "in_tail",  "in_eof",
-        "out_filled",   "out_drained",  "out_fin",      "out_slot", "slot[0].head",
-        "slot[1].head", "slot[0].user", "slot[1].user"};
+    static const char *const stores[] = {"magic",
+                                         "in_base",
+                                         "in_base_next",
+                                         "in_tail",
+                                         "in_eof",
+                                         "out_fin",
+                                         "out_slot",
+                                         "slot[0].head",
+                                         "slot[1].head",
+                                         "slot[0].user",
+                                         "slot[1].user",
+                                         "out_call",
+                                         "call[0].base",
+                                         "call[1].base",
+                                         "call[0].msg.msg_len",
+                                         "call[1].msg.msg_len"};
     char name[REPORT_NAME_MAX];
 
     for (size_t i = 0; i < r->n_steps; i++) {

@@ -2,7 +2,7 @@
 /*
  * Theory of operation
  *
- * We are the keeper here: the relay's ends of the sockets and the pipes are ours, and every worker
+ * We are the keeper here: the relay's ends of the sockets are ours, and every worker
  * is a fork that inherits them, makes or recovers the files, copies, and is killed. (round_keeper
  * uses the real keeper instead, and the worker accepts and stores its connections itself.) The
  * peers are a process of their own (traffic.c), so that they run while a tracer waits. All children
@@ -35,7 +35,7 @@ static const char *const names[] = {"a", "b"};
 
 struct round {
     struct rig *rig;
-    struct relay_fds fds[2];
+    int fds[2];
     size_t ring;
     pid_t peers;
     uint64_t goal;     /* of report->kills */
@@ -77,11 +77,8 @@ static void start_peers(struct round *r, int a, int b, uint64_t limit)
 
     r->peers = fork_child();
     if (r->peers == 0) {
-        for (int i = 0; i < 2; i++) {
-            closep(&r->fds[i].socket);
-            closep(&r->fds[i].pipe_read);
-            closep(&r->fds[i].pipe_write);
-        }
+        for (int i = 0; i < 2; i++)
+            closep(&r->fds[i]);
         _exit(traffic_run(&t));
     }
     close(a);
@@ -91,7 +88,6 @@ static void start_peers(struct round *r, int a, int b, uint64_t limit)
 static void begin(struct round *r, uint64_t limit)
 {
     static const size_t rings[] = {RELAY_BLOCK * 2, RELAY_BLOCK * 4, RELAY_RING_DEFAULT};
-    struct err err = ERR_INIT;
     int peer[2];
 
     r->ring = rings[stream_below(&r->rig->random, ARRAY_SIZE(rings))];
@@ -102,11 +98,7 @@ static void begin(struct round *r, uint64_t limit)
             return;
         }
         peer[i] = s[0];
-        r->fds[i].socket = s[1];
-        if (relay_pipe(&r->fds[i], &err) < 0) {
-            report_fail(r->rig->report, "%s", err_text(&err));
-            return;
-        }
+        r->fds[i] = s[1];
     }
     r->moved_at = clock_mono_ms();
     start_peers(r, peer[0], peer[1], limit);
@@ -150,7 +142,7 @@ static void move_base(struct round *r, int i, uint64_t above)
 {
     _cleanup_close_ int file = openat(r->rig->dirfd, names[i], O_RDWR | O_CLOEXEC);
     struct relay_file f = {0};
-    int fd = r->fds[i].socket, now;
+    int fd = r->fds[i], now;
     socklen_t len = sizeof(now);
 
     if (file < 0 || pread(file, &f, sizeof(f), 0) < 0 || f.magic[0] == '\0' ||
@@ -252,15 +244,13 @@ static void end(struct round *r)
         join_peers(r);
     for (int i = 0; i < 2; i++) {
         unlinkat(r->rig->dirfd, names[i], 0);
-        closep(&r->fds[i].socket);
-        closep(&r->fds[i].pipe_read);
-        closep(&r->fds[i].pipe_write);
+        closep(&r->fds[i]);
     }
 }
 
 static void init(struct round *r, struct rig *rig, uint64_t goal)
 {
-    *r = (struct round){.rig = rig, .goal = goal, .fds = {{-1, -1, -1}, {-1, -1, -1}}};
+    *r = (struct round){.rig = rig, .goal = goal, .fds = {-1, -1}};
     rig->shared->stop = 0;
 }
 
@@ -291,8 +281,7 @@ static void name_objects(struct tracer *t, const struct round *r)
     for (int i = 0; i < 2; i++) {
         char path[64];
         snprintf(path, sizeof(path), "%s/%s", r->rig->dir, names[i]);
-        tracer_name(t, r->fds[i].socket, "socket");
-        tracer_name(t, r->fds[i].pipe_read, "pipe");
+        tracer_name(t, r->fds[i], "socket");
         tracer_name_path(t, path, "file");
     }
 }

@@ -11,7 +11,9 @@
  *   calls are injected where it stands: registers changed, one step, registers restored) and make
  *   the header's page read-only. Every store then faults. We learn the address, so the field; may
  *   kill before; make the page writable, let the one instruction run, may kill after, and protect
- *   the page again. The compiler's stores are what is caught, wherever they come from.
+ *   the page again. The compiler's stores are what is caught, wherever they come from. Only behind
+ *   a store to a message's header the page stays writable up to the end of the next system call,
+ *   the sendmmsg in which the kernel writes to it.
  *
  * Where to kill: at a step that was never killed at, at once; else the less probably the more often
  * it was, 1/(1 + 4 kills^2), at least 1/200. So all steps get their share, rare ones first, and
@@ -72,6 +74,7 @@ struct life {
     pid_t pid;
     uint64_t headers[HEADERS_MAX]; /* addresses in the worker */
     size_t n_headers;
+    uint64_t writable;   /* one of them, up to the end of the next call; else 0 */
     uint64_t syscall_at; /* address of a syscall instruction */
     long nr;             /* of the call that was entered */
     uint64_t args[6];
@@ -108,7 +111,7 @@ static const char *call_name(long nr)
         const char *name;
     } calls[] = {
         {SYS_recvfrom, "recv"},         {SYS_write, "write"},
-        {SYS_splice, "splice"},         {SYS_getsockopt, "getsockopt"},
+        {SYS_sendmmsg, "sendmmsg"},     {SYS_getsockopt, "getsockopt"},
         {SYS_setsockopt, "setsockopt"}, {SYS_ioctl, "ioctl"},
         {SYS_openat, "openat"},         {SYS_pread64, "pread"},
         {SYS_newfstatat, "fstat"},      {SYS_fstat, "fstat"},
@@ -164,11 +167,28 @@ static const char *field_name(uint64_t offset, char *other, size_t size)
         const char *name;
     } fields[] = {
 #define FIELD(f) {offsetof(struct relay_file, f), sizeof(((struct relay_file *)NULL)->f), #f}
-        FIELD(magic),        FIELD(major),        FIELD(minor),        FIELD(ring_size),
-        FIELD(header_size),  FIELD(in_base),      FIELD(in_base_next), FIELD(in_tail),
-        FIELD(out_filled),   FIELD(out_drained),  FIELD(in_eof),       FIELD(out_fin),
-        FIELD(out_slot),     FIELD(slot[0].head), FIELD(slot[0].user), FIELD(slot[1].head),
+        FIELD(magic),
+        FIELD(major),
+        FIELD(minor),
+        FIELD(ring_size),
+        FIELD(header_size),
+        FIELD(in_base),
+        FIELD(in_base_next),
+        FIELD(in_tail),
+        FIELD(in_eof),
+        FIELD(out_fin),
+        FIELD(out_slot),
+        FIELD(out_call),
+        FIELD(slot[0].head),
+        FIELD(slot[0].user),
+        FIELD(slot[1].head),
         FIELD(slot[1].user),
+        FIELD(call[0].base),
+        FIELD(call[1].base),
+        FIELD(call[0].msg.msg_len),
+        FIELD(call[1].msg.msg_len),
+        FIELD(call[0].msg.msg_hdr),
+        FIELD(call[1].msg.msg_hdr),
 #undef FIELD
     };
 
@@ -247,6 +267,9 @@ static void on_call(struct life *l)
     }
     l->syscall_at = info.instruction_pointer - 2;
     step(l, l->name, "exit");
+    if (!l->dead && l->writable && !protect(l, l->writable, PROT_READ))
+        report_fail(l->t->report, "the tracer could not protect a header");
+    l->writable = 0;
     if (l->dead || l->nr != SYS_mmap || info.exit.is_error)
         return;
     const char *object = object_name(l, l->args[4]);
@@ -277,7 +300,9 @@ static bool on_fault(struct life *l)
         if (!protect(l, page, PROT_READ | PROT_WRITE) || !single_step(l))
             return false;
         step(l, name, "after");
-        return l->dead || protect(l, page, PROT_READ);
+        if (strstr(name, "msg_hdr"))
+            l->writable = page;
+        return l->dead || l->writable == page || protect(l, page, PROT_READ);
     }
     return false;
 }

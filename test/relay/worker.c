@@ -152,26 +152,26 @@ static void worker_run(struct relay *a, struct relay *b, uint64_t seed)
 }
 
 /* No file, or an unfinished one: nothing was read before our predecessor died. */
-static struct relay *open_one(int dirfd, const char *name, const struct relay_fds *fds, size_t ring)
+static struct relay *open_one(int dirfd, const char *name, int fd, size_t ring)
 {
     struct err err = ERR_INIT;
     struct relay *r = NULL;
-    int result = relay_recover(dirfd, name, fds, &r, &err);
+    int result = relay_recover(dirfd, name, fd, &r, &err);
 
     if (result == -ENOENT || result == -ENODATA) {
         err_clear(&err);
         unlinkat(dirfd, name, 0);
-        result = relay_create(dirfd, name, fds, ring, &r, &err);
+        result = relay_create(dirfd, name, fd, ring, &r, &err);
     }
     if (result < 0)
         die("opening a relay", result, &err);
     return r;
 }
 
-_noreturn_ void worker_open(int dirfd, const struct relay_fds fds[2], size_t ring, uint64_t seed)
+_noreturn_ void worker_open(int dirfd, const int fds[2], size_t ring, uint64_t seed)
 {
-    struct relay *a = open_one(dirfd, "a", &fds[0], ring);
-    struct relay *b = open_one(dirfd, "b", &fds[1], ring);
+    struct relay *a = open_one(dirfd, "a", fds[0], ring);
+    struct relay *b = open_one(dirfd, "b", fds[1], ring);
 
     worker_run(a, b, seed);
     _exit(0);
@@ -195,48 +195,34 @@ static int open_listener(const char *dir, struct err *err)
     return fd;
 }
 
-/* Accept, store, only then read: the socket last, since it is what makes the other two matter. */
-static void accept_one(int listener, const char *name, struct relay_fds *fds, struct err *err)
+/* Accept, store, only then read. */
+static int accept_one(int listener, const char *stored, struct err *err)
 {
-    static const char *const parts[] = {"pr", "pw", "s"};
-    char stored[FDSTORE_NAME_MAX + 1];
+    int fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
 
-    fds->socket = accept4(listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
-    if (fds->socket < 0)
+    if (fd < 0)
         die("accept", -errno, NULL);
-    if (relay_pipe(fds, err) < 0)
-        die("relay_pipe", err->code, err);
-    const int all[] = {fds->pipe_read, fds->pipe_write, fds->socket};
-    for (size_t i = 0; i < ARRAY_SIZE(all); i++) {
-        snprintf(stored, sizeof(stored), "%s.%s", name, parts[i]);
-        if (fdstore_add(stored, all[i], err) < 0)
-            die("storing a connection", err->code, err);
-    }
+    if (fdstore_add(stored, fd, err) < 0)
+        die("storing a connection", err->code, err);
+    return fd;
 }
 
 static struct relay *open_kept(int dirfd, int listener, const char *name)
 {
     struct err err = ERR_INIT;
-    struct relay_fds fds;
     char stored[FDSTORE_NAME_MAX + 1];
 
     snprintf(stored, sizeof(stored), "%s.s", name);
-    fds.socket = fdstore_take(stored);
-    if (fds.socket >= 0) {
-        snprintf(stored, sizeof(stored), "%s.pr", name);
-        fds.pipe_read = fdstore_take(stored);
-        snprintf(stored, sizeof(stored), "%s.pw", name);
-        fds.pipe_write = fdstore_take(stored);
-    } else {
-        accept_one(listener, name, &fds, &err);
-    }
-    return open_one(dirfd, name, &fds, RELAY_RING_DEFAULT);
+    int fd = fdstore_take(stored);
+    if (fd < 0)
+        fd = accept_one(listener, stored, &err);
+    return open_one(dirfd, name, fd, RELAY_RING_DEFAULT);
 }
 
 /* The keeper starts us again as long as it holds something. */
 static void remove_kept(struct err *err)
 {
-    static const char *const all[] = {"a.pr", "a.pw", "a.s", "b.pr", "b.pw", "b.s", "listen"};
+    static const char *const all[] = {"a.s", "b.s", "listen"};
 
     for (size_t i = 0; i < ARRAY_SIZE(all); i++)
         if (fdstore_remove(all[i], err) < 0)

@@ -7,6 +7,6 @@
 /* Copies between the two until both directions have ended; the process exits with 0, or with 1 and
  * a line on stderr. Their files ("a", "b" in dirfd) are recovered, or made when nobody has finished
  * making them. */
-_noreturn_ void worker_open(int dirfd, const struct relay_fds fds[2], size_t ring, uint64_t seed);
+_noreturn_ void worker_open(int dirfd, const int fds[2], size_t ring, uint64_t seed);
 /* Under the keeper: listens in dir, accepts two connections once, stores all, goes on. */
 int worker_kept(const char *dir);

@@ -48,9 +48,9 @@ static void step_hook(void)
 struct world {
     const struct script *script;
     char dir[64];
-    struct relay_fds fds; /* ours, over all forwarders */
-    int agent;            /* the other end */
-    int result;           /* what the far side of the tunnel has */
+    int ours;   /* over all forwarders */
+    int agent;  /* the other end */
+    int result; /* what the far side of the tunnel has */
     size_t ring;
     struct buf got; /* by the agent */
     size_t agent_sent;
@@ -78,13 +78,11 @@ static void world_begin(struct world *w, const struct script *script, size_t rin
     snprintf(w->dir, sizeof(w->dir), "%s/forwarder_edit.XXXXXX", base_dir());
     assert_non_null(mkdtemp(w->dir));
     assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, s), 0);
-    w->fds.socket = s[0];
+    w->ours = s[0];
     w->agent = s[1];
-    assert_int_equal(relay_pipe(&w->fds, &err), 0);
     int dir = open(w->dir, O_DIRECTORY | O_RDONLY | O_CLOEXEC);
     w->result = memfd_create("result", MFD_CLOEXEC);
-    struct relay_fds dup_fds = {dup(s[0]), dup(w->fds.pipe_read), dup(w->fds.pipe_write)};
-    assert_int_equal(relay_create(dir, "relay", &dup_fds, ring, &relay, &err), 0);
+    assert_int_equal(relay_create(dir, "relay", dup(s[0]), ring, &relay, &err), 0);
     assert_int_equal(edit_create(dir, "edit", ring, relay, &rules, &edit, &err), 0);
     edit_close(edit);
     relay_close(relay);
@@ -99,9 +97,7 @@ static void world_end(struct world *w)
         unlinkat(dir, names[i], 0);
     close(dir);
     rmdir(w->dir);
-    close(w->fds.socket);
-    close(w->fds.pipe_read);
-    close(w->fds.pipe_write);
+    close(w->ours);
     close(w->agent);
     close(w->result);
     buf_done(&w->got);
@@ -113,8 +109,7 @@ static void forwarder_open(struct world *w, struct relay **relay, struct edit **
 {
     struct err err = ERR_INIT;
     int dir = open(w->dir, O_DIRECTORY | O_RDONLY | O_CLOEXEC);
-    struct relay_fds fds = {dup(w->fds.socket), dup(w->fds.pipe_read), dup(w->fds.pipe_write)};
-    if (relay_recover(dir, "relay", &fds, relay, &err) < 0 ||
+    if (relay_recover(dir, "relay", dup(w->ours), relay, &err) < 0 ||
         edit_recover(dir, "edit", *relay, &rules, edit, &err) < 0) {
         fprintf(stderr, "recovery: %s\n", err_text(&err));
         abort();
@@ -412,7 +407,7 @@ static bool run_child(struct world *w, unsigned n, unsigned kill_after_us)
         forwarder_open(w, &r, &e);
         while (!forwarder_finished(r)) {
             if (!forward(w, r, e)) {
-                struct pollfd p = {.fd = w->fds.socket, .events = POLLIN};
+                struct pollfd p = {.fd = w->ours, .events = POLLIN};
                 poll(&p, 1, 1);
             }
         }
@@ -515,10 +510,9 @@ static void test_hostile_files(void **state)
     char path[100];
     snprintf(path, sizeof(path), "%s/edit", w.dir);
     int dir = open(w.dir, O_DIRECTORY | O_RDONLY | O_CLOEXEC);
-    struct relay_fds fds = {dup(w.fds.socket), dup(w.fds.pipe_read), dup(w.fds.pipe_write)};
     struct relay *relay;
     struct err err = ERR_INIT;
-    assert_int_equal(relay_recover(dir, "relay", &fds, &relay, &err), 0);
+    assert_int_equal(relay_recover(dir, "relay", dup(w.ours), &relay, &err), 0);
     static const struct {
         off_t at;
         uint8_t value;

@@ -146,16 +146,13 @@ static const struct pump_ops pump_callbacks = {
 static struct end *end_new(uv_loop_t *loop, const char *name)
 {
     struct err err = ERR_INIT;
-    struct relay_fds fds;
     int pair[2];
     struct end *e = xcalloc(1, sizeof(*e));
     assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair), 0);
-    assert_int_equal(relay_pipe(&fds, &err), 0);
-    fds.socket = pair[0];
     fcntl(pair[0], F_SETFL, O_NONBLOCK);
     e->app = pair[1];
     e->limit = SIZE_MAX;
-    if (relay_create(work_dir, name, &fds, RELAY_RING_DEFAULT, &e->relay, &err) < 0)
+    if (relay_create(work_dir, name, pair[0], RELAY_RING_DEFAULT, &e->relay, &err) < 0)
         fail_msg("%s", err.text);
     assert_int_equal(unlinkat(work_dir, name, 0), 0); /* the mapping is enough here */
     assert_int_equal(pump_start(loop, e->relay, &pump_callbacks, e, &e->pump, &err), 0);
