@@ -4,7 +4,7 @@
  *
  * Model: a raw non-blocking TCP socket under uv_poll. Reading never stops, whatever the channels
  * do: each has a window, and what comes beyond our room is discarded and asked for again, so one
- * slow reader cannot delay another channel, the acknowledgements or a ping. DATA is read by
+ * slow reader cannot delay another channel, the acknowledgements or a ping. Large DATA is read by
  * SSL_read straight into the endpoint's ring. Writing packs frames into one record of at most 16
  * KiB per SSL_write: control frames first, then acknowledgements, then one DATA frame of each
  * channel in turn. The bytes are copied once into that record; the copy is cheaper than the record
@@ -36,6 +36,7 @@
 #define NOTSENT_LOWAT (128 << 10) /* more would queue before a ping in the kernel */
 #define SMALL_DATA 1024 /* a DATA frame that could be longer is not made shorter than this */
 #define PAYLOAD_KEEP 4096
+#define RX_AHEAD 1024 /* of a frame that begins; the rest goes where it belongs without a copy */
 
 static void on_poll(uv_poll_t *poll, int status, int events);
 
@@ -622,11 +623,44 @@ static void rx_arrived(struct session *s, uint32_t n)
     }
 }
 
+/* Bytes that were read ahead of their frames. */
+static void rx_feed(struct session *s, const uint8_t *data, size_t len)
+{
+    while (len > 0 && !ended(s)) {
+        uint8_t *p = NULL;
+        size_t n = MIN(rx_target(s, &p), len);
+        if (n == 0)
+            return;
+        memcpy(p, data, n);
+        rx_arrived(s, (uint32_t)n);
+        data += n;
+        len -= n;
+    }
+}
+
+/* Headers are read together with what is behind them: a small frame is one SSL_read then. Returns
+ * as SSL_read. */
+static int rx_read(struct session *s, uint8_t *p, size_t want)
+{
+    uint8_t ahead[RX_AHEAD];
+    errno = 0;
+    if (s->stage != RX_HEADER && s->stage != RX_PREFIX) {
+        int n = SSL_read(s->ssl, p, (int)want);
+        if (n > 0)
+            rx_arrived(s, (uint32_t)n);
+        return n;
+    }
+    int n = SSL_read(s->ssl, ahead, sizeof(ahead));
+    if (n > 0)
+        rx_feed(s, ahead, (size_t)n);
+    return n;
+}
+
 static void session_read(struct session *s)
 {
     size_t budget = TUNNEL_RUN_BYTES;
     s->read_more = false;
-    ERR_clear_error();
+    tls_forget_errors();
     while (!ended(s)) {
         uint8_t *p = NULL;
         size_t want = rx_target(s, &p);
@@ -637,8 +671,7 @@ static void session_read(struct session *s)
             hub_queue(s);
             return;
         }
-        errno = 0;
-        int n = SSL_read(s->ssl, p, (int)want), events = 0;
+        int n = rx_read(s, p, want), events = 0;
         if (n <= 0) {
             ssl_blocked(s, n, "reading", &events);
             return;
@@ -647,7 +680,6 @@ static void session_read(struct session *s)
             s->last_rx = clock_mono_ms();
         budget -= MIN(budget, (size_t)n);
         s->ping_at = 0;
-        rx_arrived(s, (uint32_t)n);
         if (!ended(s) && tls_connection_drained(s->ssl))
             return;
     }
@@ -879,7 +911,7 @@ static void session_write(struct session *s)
     renew_for_agent(s);
     if (ended(s) || (tls_connection_unsent(s->ssl) && !flush(s)))
         return;
-    ERR_clear_error();
+    tls_forget_errors();
     tls_connection_cork(s->ssl);
     write_records(s);
     if (!ended(s) && flush(s) && s->state == SESSION_LINGER && !s->pend && s->ctl.len == 0)

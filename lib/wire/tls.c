@@ -282,8 +282,8 @@ static bool ctx_configure(SSL_CTX *c, bool server)
     SSL_CTX_set_options(c, SSL_OP_NO_TICKET | SSL_OP_NO_COMPRESSION | SSL_OP_IGNORE_UNEXPECTED_EOF);
     /* Offsets make truncation harmless, so an end without close_notify is just an end. */
     SSL_CTX_set_session_cache_mode(c, SSL_SESS_CACHE_OFF);
-    SSL_CTX_set_mode(c, SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER |
-                            SSL_MODE_RELEASE_BUFFERS);
+    /* Buffers are given back when idle (tls_connection_trim), not behind each record. */
+    SSL_CTX_set_mode(c, SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER);
     SSL_CTX_set_read_ahead(c, 1); /* header and body of a record in one recv, and more of them */
     SSL_CTX_set_default_read_buffer_len(c, WIRE_IN);
     SSL_CTX_set_verify(c, SSL_VERIFY_PEER | SSL_VERIFY_FAIL_IF_NO_PEER_CERT, NULL);
@@ -521,6 +521,13 @@ void tls_connection_trim(SSL *ssl)
     struct wire *w = wire_of(ssl);
     if (w->len == 0)
         free(TAKE_PTR(w->out));
+    SSL_free_buffers(ssl); /* those that hold nothing */
+}
+
+void tls_forget_errors(void)
+{
+    if (ERR_peek_error())
+        ERR_clear_error();
 }
 
 bool tls_connection_is_tunnel(const SSL *ssl)
