@@ -890,6 +890,7 @@ static void write_records(struct session *s)
         size_t len = s->pend ? s->pend_len : record_fill(s, scratch);
         if (len == 0 || !record_write(s, data, len))
             return;
+        tls_connection_cork(s->ssl); /* the first leaves at once: the far side works on it meanwhile */
         if (budget < len) {
             hub_queue(s);
             return;
@@ -912,7 +913,6 @@ static void session_write(struct session *s)
     if (ended(s) || (tls_connection_unsent(s->ssl) && !flush(s)))
         return;
     tls_forget_errors();
-    tls_connection_cork(s->ssl);
     write_records(s);
     if (!ended(s) && flush(s) && s->state == SESSION_LINGER && !s->pend && s->ctl.len == 0)
         linger_shut(s);

@@ -34,7 +34,7 @@
 
 #define COMMON_NAME_MAX 64
 #define CERT_DAYS 36500L
-#define WIRE_OUT (2 * (16384 + 256))              /* four records and their overhead */
+#define WIRE_OUT (2 * (16384 + 256))              /* two records and their overhead */
 #define WIRE_IN (68U << 10)                       /* what one read may take */
 #define EXPORTER_LABEL "EXPORTER-Channel-Binding" /* RFC 9266 */
 
