@@ -890,7 +890,8 @@ static void write_records(struct session *s)
         size_t len = s->pend ? s->pend_len : record_fill(s, scratch);
         if (len == 0 || !record_write(s, data, len))
             return;
-        tls_connection_cork(s->ssl); /* the first leaves at once: the far side works on it meanwhile */
+        tls_connection_cork(
+            s->ssl); /* the first leaves at once: the far side works on it meanwhile */
         if (budget < len) {
             hub_queue(s);
             return;
@@ -957,7 +958,7 @@ static void connect_run(struct session *s)
     uv_timer_stop(&s->t->dial_timer);
 }
 
-void session_run(struct session *s)
+static void run(struct session *s, bool polled)
 {
     if (s->state == SESSION_HANDSHAKE)
         handshake_run(s);
@@ -965,9 +966,16 @@ void session_run(struct session *s)
         return;
     if (s->read_more)
         session_read(s);
-    session_write(s);
+    /* What the peer's frames have caused to be said is in the queue, whose turn is behind the polls. */
+    if (!polled || !link_empty(&s->in_queue) || s->pend || tls_connection_unsent(s->ssl))
+        session_write(s);
     if (!ended(s))
         poll_for(s, UV_READABLE | (s->pend || tls_connection_unsent(s->ssl) ? UV_WRITABLE : 0));
+}
+
+void session_run(struct session *s)
+{
+    run(s, false);
 }
 
 /* libuv reports an error condition of the socket as a status and stops polling; the socket's own
@@ -979,7 +987,7 @@ static void on_poll(uv_poll_t *poll, int status, int events _unused_)
     tls_connection_readable(s->ssl);
     if (s->state == SESSION_CONNECT)
         connect_run(s);
-    session_run(s);
+    run(s, true);
     if (status < 0 && !ended(s))
         session_fail(s, -ECONNRESET, "the connection broke");
 }

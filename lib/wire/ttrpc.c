@@ -210,7 +210,7 @@ static size_t utf8_sequence(const uint8_t *s, size_t n)
 /* A copy of message, cut and with every byte that is not UTF-8 as '?'. Owned. */
 static char *clean_text(const char *message)
 {
-    size_t len = strnlen(message, ERROR_TEXT_MAX), n = 0;
+    size_t len = MIN(strlen(message), (size_t)ERROR_TEXT_MAX), n = 0;
     char *clean = xcalloc(1, len + 1);
 
     for (size_t i = 0; i < len;) {

@@ -160,14 +160,14 @@ int tunnel_add_u64(struct buf *out, enum tunnel_type type, uint32_t channel, uin
 
 int tunnel_add_close(struct buf *out, uint32_t channel, const char *reason)
 {
-    size_t len = reason ? strnlen(reason, TUNNEL_REASON_MAX) : 0;
+    size_t len = reason ? MIN(strlen(reason), (size_t)TUNNEL_REASON_MAX) : 0;
     return tunnel_add_bytes(out, TUNNEL_CLOSE, channel, reason, len);
 }
 
 int tunnel_add_refuse(struct buf *out, enum tunnel_refusal code, const char *reason)
 {
     uint8_t payload[2 + TUNNEL_REASON_MAX];
-    size_t len = strnlen(reason, TUNNEL_REASON_MAX);
+    size_t len = MIN(strlen(reason), (size_t)TUNNEL_REASON_MAX);
     payload[0] = (uint8_t)(code >> 8);
     payload[1] = (uint8_t)code;
     memcpy(payload + 2, reason, len);
