@@ -140,14 +140,6 @@ def test_a_full_state_directory(node_with, short_dir):
     node.wait_gone()
 
 
-def test_another_daemon(node, short_dir):
-    other = Node(short_dir, keeper=False)
-    other.start(wait=False)
-    assert other.program.process.wait(10) == 1
-    assert "another cloud-api-adaptor serves" in other.log(), other.log()
-    assert node.serves()
-
-
 def test_a_socket_in_use(short_dir):
     path = short_dir / "hypervisor.sock"
     with socket.socket(socket.AF_UNIX) as taken:
