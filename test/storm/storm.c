@@ -338,10 +338,11 @@ static bool parse(struct storm *s, char **argv)
 
 int main(int argc, char **argv)
 {
-    static struct storm s = {.sizes = long_form};
+    static struct storm s;
     struct err err = ERR_INIT;
     if (argc > 2 && str_eq(argv[1], "--launch"))
         deaths_launch(argv + 2);
+    s.sizes = long_form;
     s.world.log = "/dev/null";
     s.seed = (unsigned)clock_mono_us();
     if (!parse(&s, argv))
