@@ -17,6 +17,12 @@
  * Order: link, then qdiscs and filters; teardown goes the other way, so that whenever there is
  * something left to remove, the link is still there to say that it is ours.
  *
+ * One process at a time changes a pod's network. Within one daemon the sandbox's single job sees to
+ * that, and between two the lock of the state directory; but a daemon that hands over (takeover.c)
+ * has jobs that go on behind the lock, and two that make or clear the same link take it from under
+ * each other. So it closes the gate before it lets go: changes under way are waited for, which
+ * takes milliseconds, and others begin only if it takes its right back.
+ *
  * Inspection reads only. The primary interface is the one with the default route: IPv4's, or IPv6's
  * where there is none. The MTU is the pod's own, or what the node's interface leaves it behind the
  * outer headers, if that is less.
@@ -26,7 +32,9 @@
 #include <errno.h>
 #include <linux/if_ether.h>
 #include <linux/neighbour.h>
+#include <pthread.h>
 
+#include "base/clock.h"
 #include "base/log.h"
 #include "base/str.h"
 #include "net/netns.h"
@@ -35,6 +43,14 @@
 
 #define TUNNEL_LINK "vxlan1"
 #define BIRTH_PREFIX "ppvxlan"
+#define STEP_US 1000
+
+static struct {
+    pthread_mutex_t lock;
+    pthread_cond_t opened;
+    unsigned inside; /* lock */
+    bool closed;     /* lock */
+} gate = {.lock = PTHREAD_MUTEX_INITIALIZER, .opened = PTHREAD_COND_INITIALIZER};
 
 /* ---- tables of a namespace ---- */
 
@@ -407,23 +423,6 @@ static int make(int netns_fd, const struct apf_network *net, const struct net_ad
     return r < 0 ? r : redirect(pod, interface.index, tunnel.index, err);
 }
 
-int podnet_setup(const char *netns, const struct apf_network *net, const struct net_address *remote,
-                 struct err *err)
-{
-    _cleanup_close_ int fd = -1;
-    int r = podnet_teardown(netns, net->interface, net->vxlan_id, err);
-
-    r = r < 0 ? r : netns_open(netns, &fd, err);
-    r = r < 0 ? r : make(fd, net, remote, err);
-    if (r < 0) {
-        struct err undo = ERR_INIT;
-        if (podnet_teardown(netns, net->interface, net->vxlan_id, &undo) < 0)
-            log_warn("%s", err_text(&undo));
-        return err_wrap(err, r, "setting up the pod's network");
-    }
-    return 0;
-}
-
 static int remove_ours(struct rtnl *nl, const char *interface, uint32_t vni, struct err *err)
 {
     _cleanup_free_ struct link *links = NULL;
@@ -443,7 +442,7 @@ static int remove_ours(struct rtnl *nl, const char *interface, uint32_t vni, str
     return r;
 }
 
-int podnet_teardown(const char *netns, const char *interface, uint32_t vni, struct err *err)
+static int take_down(const char *netns, const char *interface, uint32_t vni, struct err *err)
 {
     _cleanup_(rtnl_closep) struct rtnl *nl = NULL;
     _cleanup_close_ int fd = -1;
@@ -455,4 +454,86 @@ int podnet_teardown(const char *netns, const char *interface, uint32_t vni, stru
     r = r < 0 ? r : rtnl_open_in(fd, &nl, &e);
     r = r < 0 ? r : remove_ours(nl, interface, vni, &e);
     return r < 0 ? err_set(err, r, "taking down the pod's network: %s", e.text) : 0;
+}
+
+static int set_up(const char *netns, const struct apf_network *net,
+                  const struct net_address *remote, struct err *err)
+{
+    _cleanup_close_ int fd = -1;
+    int r = take_down(netns, net->interface, net->vxlan_id, err);
+
+    r = r < 0 ? r : netns_open(netns, &fd, err);
+    r = r < 0 ? r : make(fd, net, remote, err);
+    if (r < 0) {
+        struct err undo = ERR_INIT;
+        if (take_down(netns, net->interface, net->vxlan_id, &undo) < 0)
+            log_warn("%s", err_text(&undo));
+        return err_wrap(err, r, "setting up the pod's network");
+    }
+    return 0;
+}
+
+/* ---- one process at a time ---- */
+
+static void enter(void)
+{
+    pthread_mutex_lock(&gate.lock);
+    while (gate.closed)
+        pthread_cond_wait(&gate.opened, &gate.lock);
+    gate.inside++;
+    pthread_mutex_unlock(&gate.lock);
+}
+
+static void leave(void)
+{
+    pthread_mutex_lock(&gate.lock);
+    gate.inside--;
+    pthread_mutex_unlock(&gate.lock);
+}
+
+int podnet_setup(const char *netns, const struct apf_network *net, const struct net_address *remote,
+                 struct err *err)
+{
+    enter();
+    int r = set_up(netns, net, remote, err);
+    leave();
+    return r;
+}
+
+int podnet_teardown(const char *netns, const char *interface, uint32_t vni, struct err *err)
+{
+    enter();
+    int r = take_down(netns, interface, vni, err);
+    leave();
+    return r;
+}
+
+static unsigned close_gate(void)
+{
+    pthread_mutex_lock(&gate.lock);
+    gate.closed = true;
+    unsigned inside = gate.inside;
+    pthread_mutex_unlock(&gate.lock);
+    return inside;
+}
+
+int podnet_pause(int64_t ms, struct err *err)
+{
+    int64_t end = clock_mono_ms() + ms;
+    while (close_gate() > 0) {
+        if (clock_mono_ms() > end) {
+            podnet_resume();
+            return err_set(err, -ETIMEDOUT, "the network of a pod is being changed");
+        }
+        usleep(STEP_US);
+    }
+    return 0;
+}
+
+void podnet_resume(void)
+{
+    pthread_mutex_lock(&gate.lock);
+    gate.closed = false;
+    pthread_cond_broadcast(&gate.opened);
+    pthread_mutex_unlock(&gate.lock);
 }

@@ -35,3 +35,8 @@ int podnet_remote(const struct apf_network *net, const char *const *addresses, s
 
 /* Takes back whatever there is of it. A namespace that has gone has taken it along: success. */
 int podnet_teardown(const char *netns, const char *interface, uint32_t vni, struct err *err);
+
+/* Waits up to ms for all changes under way; then whoever wants to change anything waits until
+ * podnet_resume, or for the end of the process. -ETIMEDOUT: nothing is paused. */
+int podnet_pause(int64_t ms, struct err *err);
+void podnet_resume(void);

@@ -11,14 +11,15 @@
  *     HELD                              -->   one acknowledgement for each batch
  *                                       <--   ALL
  *     into my store, the token last
- *     STORED                            -->   unlocks
+ *     STORED                            -->   leaves the pods' networks alone, unlocks
  *                                       <--   UNLOCKED
  *     locks, raises the generation, recovers, dials, serves
  *     SERVING                           -->   empties its store, the token first; exits with 79
  *
  * While the old one stands still it touches no ring, no record and no call, because all of them
  * belong to its loop, which is inside on_readable. Its jobs go on: what they make is found again by
- * its token (start.c), as after a crash, or they report to the loop if it goes on after all.
+ * its token (start.c), as after a crash, or they report to the loop if it goes on after all. Only
+ * those that change a pod's network have to wait (podnet.c): the new one does the same at once.
  *
  * Whoever dies, one of them serves afterwards, and has every descriptor (tenure.c has the reasons):
  *
@@ -59,6 +60,7 @@
 #include <sys/time.h>
 #include <sys/un.h>
 
+#include "adaptor/podnet.h"
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/str.h"
@@ -69,6 +71,7 @@
 #define ASK_MS 500             /* for what a successor sends with its connect */
 #define STEP_MS 4000           /* for an acknowledgement; storing some thousands is the longest */
 #define SERVING_MS 10000       /* for a recovery; the shim's patience is 30 s */
+#define PAUSE_MS 2000          /* for changes of pods' networks; less than STEP_MS */
 #define RESUME_MS 2000         /* for the kernel to take the lock from a dead successor */
 #define VERSION 1
 
@@ -459,9 +462,13 @@ static int hand_over(struct takeover *o, int fd, bool same_store, struct err *er
 {
     struct everything e = {.n = 0};
     struct err local = ERR_INIT;
-    bool unlocked = false;
+    bool paused = false, unlocked = false;
     fdstore_each_held(note_held, &e);
     int r = send_all(fd, &e, same_store, &local);
+    if (r == 0) {
+        r = podnet_pause(PAUSE_MS, &local);
+        paused = r == 0;
+    }
     if (r == 0) {
         unlocked = true;
         tenure_pause(o->tenure);
@@ -474,6 +481,8 @@ static int hand_over(struct takeover *o, int fd, bool same_store, struct err *er
     free(e.all);
     if (unlocked)
         take_back(o, &local);
+    if (paused)
+        podnet_resume();
     err_set(err, r, "%s", local.text);
     /* What its keeper was given is not the whole any more. */
     local = ERR_INIT;

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 pp_unit_test(adaptor metrics SOURCES unit/adaptor_metrics_test.c DEPS pp_adaptor pp_providers)
+pp_unit_test(adaptor podnet SOURCES unit/adaptor_podnet_test.c DEPS pp_adaptor)
 pp_unit_test(adaptor podspec SOURCES unit/adaptor_podspec_test.c
   ${CMAKE_SOURCE_DIR}/adaptor/podspec.c DEPS pp_wire pp_base m)
 pp_unit_test(adaptor record SOURCES unit/adaptor_record_test.c
