@@ -14,7 +14,7 @@ JOBS ?= 2
 export JOBS
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build release demo test kill-loop bench-tunnel bench-scale blackout storm fuzz lint tidy format coverage man install clean
+.PHONY: help setup build release demo test kill-loop bench-tunnel bench-scale blackout storm takeover fuzz lint tidy format coverage man install clean
 
 help: ## list the targets (this text)
 	@echo "usage: make TARGET [VARIABLE=value]"; echo
@@ -64,6 +64,12 @@ storm: ## 500 SIGKILLs of the daemon under load, then how fast PODS=100 resume (
 	@scripts/setup --build >&2
 	@scripts/build dev storm >&2
 	@build/bin/storm --pods $(PODS) --log build/storm.log
+
+takeover: ## an older version and this one take over from each other with PODS=100 under load (root); the last line is JSON
+	@scripts/setup --build >&2
+	@scripts/build dev takeover >&2
+	@test/takeover/older.sh build/older >&2
+	@build/bin/takeover --pods $(PODS) --older build/older --log build/takeover.log
 
 fuzz: ## libFuzzer on every target (FUZZ_TIME=60 seconds each); the last line is JSON
 	@scripts/setup >&2
