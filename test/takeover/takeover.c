@@ -381,9 +381,10 @@ static int find_older(struct test *t, const char *dir)
 
 int main(int argc _unused_, char **argv)
 {
-    static struct test t = {.sizes = long_form};
+    static struct test t;
     const char *older = NULL;
     struct err err = ERR_INIT;
+    t.sizes = long_form;
     t.here.log = "/dev/null";
     if (!parse(&t, argv, &older)) {
         fprintf(stderr, "usage: takeover [--short] [--pods N] [--older DIR] [--log FILE]\n");
