@@ -8,12 +8,13 @@
 #include <errno.h>
 #include <signal.h>
 #include <stdio.h>
-#include <sys/prctl.h>
 
 #include <curl/curl.h>
 
 #include "adaptor/adaptor.h"
+#include "adaptor/confine.h"
 #include "adaptor/plainmode.h"
+#include "base/harden.h"
 #include "base/log.h"
 #include "base/str.h"
 #include "relay/fdstore.h"
@@ -155,6 +156,7 @@ static int configure_and_run(const struct provider_type *type, char *const *argv
         return print_options(sets, opt_help);
     }
     int r = opt_parse(sets, words, file, NULL, &err);
+    confine_forget_secrets();
     if (r == 0 && has_word(argv, "-print-config")) {
         status = print_options(sets, opt_print_config);
     } else {
@@ -167,6 +169,7 @@ static int configure_and_run(const struct provider_type *type, char *const *argv
             log_format_parse(config.log_format, &format);
             log_init("cloud-api-adaptor", level, format);
             set_node_name(&config);
+            confine_daemon(type);
             status = open_and_run(type, &config, provider_config);
         } else {
             fprintf(stderr, "cloud-api-adaptor: %s\n", err_text(&err));
@@ -181,7 +184,7 @@ int main(int argc, char **argv)
 {
     const char *word = argc > 1 ? argv[1] : NULL;
     signal(SIGPIPE, SIG_IGN);
-    prctl(PR_SET_DUMPABLE, 0); /* keys and agent traffic never reach a core */
+    harden_no_dumps(); /* keys and agent traffic never reach a core */
     log_init("cloud-api-adaptor", LOG_LEVEL_INFO, LOG_FORMAT_TEXT);
     if (str_eq(word, "version") || str_eq(word, "-version") || str_eq(word, "--version")) {
         printf("cloud-api-adaptor %s\n", PP_VERSION);

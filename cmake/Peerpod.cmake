@@ -20,6 +20,7 @@ if(CMAKE_BUILD_TYPE STREQUAL "Release")
   set(CMAKE_INTERPROCEDURAL_OPTIMIZATION ON)
 endif()
 
+include(CheckCCompilerFlag)
 find_package(PkgConfig REQUIRED)
 find_package(Threads REQUIRED)
 find_package(ZLIB REQUIRED)
@@ -36,6 +37,14 @@ target_compile_options(pp_options INTERFACE
   -Wall -Wextra -Werror -Wshadow -Wconversion -Wstrict-prototypes -Wformat=2 -Wmissing-prototypes
   -Wundef -Wvla -fno-strict-aliasing -fno-common -fstack-protector-strong -g)
 target_link_options(pp_options INTERFACE -Wl,-z,relro,-z,now -Wl,-z,noexecstack -pie)
+# Where compiler and architecture have it; test hardening.binaries looks at the result.
+foreach(flag -fstack-clash-protection -fcf-protection=full -mbranch-protection=standard)
+  string(MAKE_C_IDENTIFIER "HAVE${flag}" have)
+  check_c_compiler_flag("-Werror ${flag}" ${have})
+  if(${have})
+    target_compile_options(pp_options INTERFACE ${flag})
+  endif()
+endforeach()
 
 if(PP_SANITIZE STREQUAL "asan")
   target_compile_options(pp_options INTERFACE -fsanitize=address,undefined
@@ -50,8 +59,11 @@ elseif(PP_SANITIZE STREQUAL "tsan")
   target_link_options(pp_options INTERFACE -fsanitize=thread)
 elseif(NOT PP_SANITIZE STREQUAL "")
   message(FATAL_ERROR "PP_SANITIZE is '${PP_SANITIZE}'; allowed: empty, asan, tsan")
-elseif(CMAKE_BUILD_TYPE STREQUAL "Release")
-  target_compile_options(pp_options INTERFACE -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=2 -fno-plt)
+elseif(NOT PP_COVERAGE) # it needs an optimising compiler
+  target_compile_options(pp_options INTERFACE -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=2)
+endif()
+if(CMAKE_BUILD_TYPE STREQUAL "Release")
+  target_compile_options(pp_options INTERFACE -fno-plt)
 endif()
 if(PP_COVERAGE)
   target_compile_options(pp_options INTERFACE --coverage -O0)
@@ -68,6 +80,12 @@ endfunction()
 # pp_program(NAME SOURCES... DEPS...): an installed program, built into bin/.
 function(pp_program name)
   cmake_parse_arguments(arg "" "" "SOURCES;DEPS" ${ARGN})
+  if(NOT PP_SANITIZE)
+    # Apart from what is optimised as a whole: a compiler has its own idea of what free does.
+    list(APPEND arg_SOURCES ${CMAKE_SOURCE_DIR}/lib/base/zero_free.c)
+    set_source_files_properties(${CMAKE_SOURCE_DIR}/lib/base/zero_free.c PROPERTIES
+      COMPILE_OPTIONS "-fno-lto;-fno-builtin")
+  endif()
   add_executable(${name} ${arg_SOURCES})
   target_link_libraries(${name} PRIVATE pp_options ${arg_DEPS})
   install(TARGETS ${name} RUNTIME)

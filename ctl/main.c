@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* peerpodctl: picks the command. */
+#include "base/harden.h"
 #include "base/log.h"
 #include "base/str.h"
 #include "ctl/ctl.h"
@@ -32,6 +33,7 @@ int main(int argc, char **argv)
 {
     const char *word = argc > 1 ? argv[1] : "";
 
+    harden_no_dumps();
     log_init("peerpodctl", LOG_LEVEL_WARN, LOG_FORMAT_TEXT);
     if (str_eq(word, "help") || str_eq(word, "--help") || str_eq(word, "-help") ||
         str_eq(word, "-h"))

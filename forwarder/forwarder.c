@@ -106,6 +106,13 @@ static int read_apf(struct forwarder *f, struct err *err)
     return r;
 }
 
+/* Retired: it is worth nothing, and lies nowhere any more but in apf.json. */
+static void forget_secret(struct forwarder *f)
+{
+    secret_wipe(f->apf.enrolment_secret, sizeof(f->apf.enrolment_secret));
+    f->apf.enrolment_secret_len = 0;
+}
+
 /* -- the tunnel's reports -- */
 
 static void on_up(void *owner, bool first)
@@ -133,12 +140,16 @@ static int on_enrolled(void *owner, const uint8_t pin[TLS_PIN_SIZE])
     struct forwarder *f = owner;
     struct err err = ERR_INIT;
     (void)pin;
+    if (f->apf.enrolment_secret_len == 0)
+        return 0; /* has been */
     int r = state_retire(f->state, f->apf.enrolment_secret, f->apf.enrolment_secret_len, &err);
     if (r < 0)
         log_error("retiring the enrolment secret: %s", err_text(&err));
-    else
-        log_info("enrolled; the enrolment secret is retired");
-    return r;
+    if (r < 0)
+        return r;
+    log_info("enrolled; the enrolment secret is retired");
+    forget_secret(f);
+    return 0;
 }
 
 static int on_generation(void *owner, uint64_t generation)
@@ -194,6 +205,8 @@ static int make_tunnel(struct forwarder *f, struct err *err)
     if (r == 0)
         r = tunnel_new(f->loop, &config, &tunnel_ops, f, &f->tunnel, err);
     secret_wipe(config.secret, sizeof(config.secret));
+    if (r == 0 && retired)
+        forget_secret(f);
     return r;
 }
 
@@ -362,6 +375,8 @@ static int start_modes(struct forwarder *f, struct err *err)
     }
     if (r == 0 && plainmode_wanted(f->options, &f->apf))
         r = plainmode_new(f->loop, f->options, &f->apf, f->channels, &f->plain, err);
+    if (f->apf.tls_server_key) /* OpenSSL has it now, where plain mode is wanted */
+        secret_wipe(f->apf.tls_server_key, strlen(f->apf.tls_server_key));
     if (r == 0 && f->tunnel && f->plain)
         f->greeter = greeter_new(f->loop, serve, f);
     return r;

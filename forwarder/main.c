@@ -4,7 +4,9 @@
 #include <signal.h>
 #include <stdio.h>
 
+#include "base/harden.h"
 #include "base/log.h"
+#include "forwarder/confine.h"
 #include "forwarder/forwarder.h"
 #include "relay/fdstore.h"
 #include "relay/relay.h"
@@ -41,6 +43,7 @@ static int run(const struct forwarder_options *options)
         return EXIT_FAILURE;
     }
     warn_if_mortal();
+    confine();
     uv_signal_init(&loop, &term);
     uv_signal_init(&loop, &interrupt);
     uv_signal_start(&term, on_signal, SIGTERM);
@@ -94,6 +97,7 @@ int main(int argc, char **argv)
     int status = EXIT_USAGE;
 
     (void)argc;
+    harden_no_dumps();
     if (opt_parse(sets, argv + 1, NULL, NULL, &err) < 0)
         fprintf(stderr, PROGRAM ": %s\nTry '" PROGRAM " --help'.\n", err_text(&err));
     else

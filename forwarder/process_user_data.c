@@ -2,6 +2,7 @@
 /* process-user-data: parses its options and provisions (docs/man/process-user-data.8.md). */
 #include <stdio.h>
 
+#include "base/harden.h"
 #include "base/log.h"
 #include "base/opt.h"
 #include "base/str.h"
@@ -146,6 +147,7 @@ int main(int argc, char **argv)
     struct err err = ERR_INIT;
     int status;
 
+    harden_no_dumps();
     if (opt_parse(sets, argv + MIN(argc, 1), NULL, &rest, &err) < 0)
         status = usage_error(err_text(&err));
     else

@@ -2,6 +2,7 @@
 /* peerpod-keeper: parses its options and runs the keeper (docs/man/peerpod-keeper.8.md). */
 #include <stdio.h>
 
+#include "base/harden.h"
 #include "base/log.h"
 #include "base/opt.h"
 #include "base/str.h"
@@ -94,6 +95,10 @@ static int run(const struct options *o, char *const *command)
     log_level_parse(o->log_level, &level);
     log_format_parse(o->log_format, &format);
     log_init("peerpod-keeper", level, format);
+    /* A child that is root gets everything back by its exec. */
+    if (geteuid() == 0 && harden_capabilities(0, true, &err) < 0)
+        log_warn("going on with more rights than are needed: %s", err_text(&err));
+    err_clear(&err);
     if (keeper_run(&config, &status, &err) < 0) {
         log_error("%s", err_text(&err));
         return EXIT_FAILURE;
@@ -133,6 +138,7 @@ int main(int argc, char **argv)
     struct err err = ERR_INIT;
     int status;
 
+    harden_no_dumps();
     if (opt_parse(sets, argv + MIN(argc, 1), NULL, &rest, &err) < 0)
         status = usage_error(err_text(&err));
     else

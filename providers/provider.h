@@ -74,10 +74,11 @@ struct provider_type {
     const char *name;    /* the command-line word */
     const char *summary; /* one line for --help */
     const struct opt *opts;
-    size_t config_size;   /* of the struct that opts fill */
-    size_t user_data_max; /* bytes of raw user data that fit; 0: no limit */
-    bool point_to_point;  /* a VM's gateway is this node: the VM finds us without our address */
-    const char *warning;  /* said at start and by --help ("not for production"), or NULL */
+    size_t config_size;      /* of the struct that opts fill */
+    size_t user_data_max;    /* bytes of raw user data that fit; 0: no limit */
+    bool runs_machines_here; /* its machines are children of ours and need all our rights */
+    bool point_to_point;     /* a VM's gateway is this node: the VM finds us without our address */
+    const char *warning;     /* said at start and by --help ("not for production"), or NULL */
 
     /* config: the filled struct, borrowed for the provider's life. */
     int (*open)(const void *config, struct provider **ret, struct err *err);

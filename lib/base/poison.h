@@ -9,4 +9,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* With checked calls and clang, libc has macros by these names. */
+#undef sprintf
+#undef vsprintf
+
 #pragma GCC poison strcpy strcat sprintf vsprintf strtok atoi atol atoll gets

@@ -449,6 +449,7 @@ const struct provider_type local_provider_type = {
     .opts = local_opts,
     .config_size = sizeof(struct local_config),
     .user_data_max = USER_DATA_MAX,
+    .runs_machines_here = true,
     .point_to_point = true,
     .warning = "the provider 'local' isolates pods with namespaces only: not for production",
     .open = local_open,

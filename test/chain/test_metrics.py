@@ -12,7 +12,7 @@ import time
 
 import pytest
 import ttrpc
-from conftest import wait_for
+from conftest import BIN, wait_for
 from node import HEALTH, SANDBOX, Node
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from ttrpc import Client
@@ -229,7 +229,8 @@ def test_idle_connections_keep_nobody_out(node):
         slowest = max(slowest, probe_time())
         wait_for(lambda: sum(not ended(s) for s in crowd) <= CONNECTIONS_MAX)
     assert slowest < 2
-    assert rss_kb(pid) - before < 4096
+    # The address sanitizer keeps for a while what was freed: some 10 KiB for a connection.
+    assert rss_kb(pid) - before < (16384 if "asan" in str(BIN) else 4096)
 
 
 def test_slow_and_endless_requests_end(node):

@@ -32,7 +32,7 @@ LIB_ONLY = {"keeper", "forwarder"}
 PROVIDERS = ["local", "libvirt", "aws", "azure", "gcp", "byom"]
 MODULES = ["base", "loop", "wire", "net", "relay", "tunnel", "guest", "provider", "providers",
            *PROVIDERS, "adaptor", "kube", "keeper", "forwarder", "ctl", "agent", "plain", "podnet", "stepfault",
-           "fuzz", "chain", "deploy", "bench", "lint", "rpc"]
+           "fuzz", "chain", "deploy", "bench", "lint", "rpc", "hardening"]
 
 PROGRAMS = ["cloud-api-adaptor", "agent-protocol-forwarder", "process-user-data", "peerpod-keeper",
             "peerpodctl"]
