@@ -68,11 +68,14 @@
 #define SOCKET_FILE ".takeover"
 #define BATCH_MAX 200          /* descriptors of one message; the kernel allows 253 */
 #define DESCRIPTORS_MAX 100000 /* that a successor takes */
+#ifndef HASTE
+#define HASTE 1 /* a test's daemon has less patience */
+#endif
 #define ASK_MS 500             /* for what a successor sends with its connect */
-#define STEP_MS 4000           /* for an acknowledgement; storing some thousands is the longest */
-#define SERVING_MS 10000       /* for a recovery; the shim's patience is 30 s */
-#define PAUSE_MS 2000          /* for changes of pods' networks; less than STEP_MS */
-#define RESUME_MS 2000         /* for the kernel to take the lock from a dead successor */
+#define STEP_MS (4000 / HASTE) /* for an acknowledgement; storing some thousands is the longest */
+#define SERVING_MS (10000 / HASTE) /* for a recovery; the shim's patience is 30 s */
+#define PAUSE_MS (2000 / HASTE)    /* for changes of pods' networks; less than STEP_MS */
+#define RESUME_MS (2000 / HASTE)   /* for the kernel to take the lock from a dead successor */
 #define VERSION 1
 
 enum message_type { ASK = 1, REFUSED, DESCRIPTORS, HELD, ALL, STORED, UNLOCKED, SERVING };

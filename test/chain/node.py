@@ -98,8 +98,9 @@ class Node:
     # PEERPOD_COMPAT: the tests that hold in both modes are run in both.
     compat = os.environ.get("PEERPOD_COMPAT", "native")
 
-    def __init__(self, directory, *flags, keeper=True, env=None):
+    def __init__(self, directory, *flags, keeper=True, env=None, adaptor=None):
         self.dir = pathlib.Path(directory)
+        self.adaptor = pathlib.Path(adaptor or BIN / "cloud-api-adaptor").absolute()
         self.flags, self.keeper, self.env = flags, keeper, env or {}
         self.socket = self.dir / "hypervisor.sock"
         self.control = self.dir / "control.sock"
@@ -110,12 +111,13 @@ class Node:
         self.program = None
 
     def argv(self):
-        daemon = [BIN / "cloud-api-adaptor", "local", "-socket", self.socket, "-pods-dir", self.pods,
+        daemon = [self.adaptor, "local", "-socket", self.socket, "-pods-dir", self.pods,
                   "-control-socket", self.control, "-local-registry-dir", self.registry,
                   "-vm-log-dir", self.vm_logs,
                   "-forwarder-compat", self.compat, "-node-name", "worker", "-log-level", "debug",
                   *self.flags]
-        return ([BIN / "peerpod-keeper", "--"] if self.keeper else []) + daemon
+        keeper = self.adaptor.resolve().with_name("peerpod-keeper")
+        return ([keeper, "--"] if self.keeper else []) + daemon
 
     def start(self, wait=True):
         self.starts += 1
