@@ -31,6 +31,7 @@
 #include "adaptor/service.h"
 #include "base/clock.h"
 #include "base/log.h"
+#include "net/link.h"
 #include "relay/fdstore.h"
 #include "relay/relay.h"
 
@@ -113,6 +114,21 @@ static int serve(struct adaptor *a, const char *store_name, const char *path, co
     return rpc_server_new(a->loop, fd, 0, store, methods, a, ret, err);
 }
 
+static int check_network(const struct adaptor_config *config, struct err *err)
+{
+    struct net_address a;
+    uint8_t prefix;
+
+    if (*config->pod_metadata_address && net_address_parse(config->pod_metadata_address, &a) < 0)
+        return err_set(err, -EINVAL, "-pod-metadata-address %s is not a numeric address",
+                       config->pod_metadata_address);
+    for (char **s = config->pod_subnet_cidrs; s && *s; s++)
+        if (net_prefix_parse(*s, &a, &prefix) < 0)
+            return err_set(err, -EINVAL, "-pod-subnet-cidrs: '%s' is not a subnet (10.244.0.0/16)",
+                           *s);
+    return 0;
+}
+
 static int parse_port(struct adaptor *a, struct err *err)
 {
     uint64_t port;
@@ -130,7 +146,9 @@ static int begin(struct adaptor *a, struct err *err)
         [JOB_DELETE] = (unsigned)a->config->max_deletes,
         [JOB_OTHER] = 8,
     };
-    int r = parse_port(a, err);
+    int r = check_network(a->config, err);
+    if (r == 0)
+        r = parse_port(a, err);
     if (r == 0)
         r = fs_boot_id(a->boot, err);
     if (r == 0)

@@ -54,7 +54,10 @@ const struct opt adaptor_options[] = {
     {"ext-network-via-podvm", "EXTERNAL_NETWORK_VIA_PODVM", OPT_BOOL, FIELD(ext_network_via_podvm),
      .help = "traffic that leaves the cluster goes out of the pod VM"},
     {"pod-subnet-cidrs", "POD_SUBNET_CIDRS", OPT_LIST, FIELD(pod_subnet_cidrs),
-     .help = "subnets that stay in the tunnel with -ext-network-via-podvm"},
+     .help = "subnets that stay in the tunnel with -ext-network-via-podvm, beside the pod's own"},
+    {"pod-metadata-address", "POD_METADATA_ADDRESS", OPT_STRING, FIELD(pod_metadata_address),
+     .help = "opens the cloud's metadata service at this address to containers (a risk: user data, "
+             "credentials of the VM's role); default: closed"},
     {"disable-tls", NULL, OPT_BOOL, FIELD(disable_tls),
      .help = "no TLS to the forwarder (plain mode; for tests)"},
     {"host-interface", NULL, OPT_STRING, FIELD(host_interface),

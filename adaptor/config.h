@@ -18,6 +18,7 @@ struct adaptor_config {
     int64_t peerpods_limit;
     char **pod_subnet_cidrs;
     /* ours */
+    char *pod_metadata_address;
     char *forwarder_compat, *cluster_uid, *node_name, *control_socket, *log_level, *log_format;
     int64_t start_timeout_ns, grace_unstarted_ns, grace_shim_gone_ns, tunnel_hold_ns;
     int64_t reconcile_interval_ns, orphan_grace_ns, orphan_boot_grace_ns;

@@ -113,6 +113,7 @@ int sandbox_network_begin(struct sandbox *sb, bool setup, sandbox_network_fn *ne
     j->config = (struct podnet_config){
         .netns = j->netns,
         .host_interface = config->host_interface,
+        .metadata_address = config->pod_metadata_address,
         .pod_subnets = config->pod_subnet_cidrs,
         .index = sb->record.vxlan_id - MIN((uint32_t)config->vxlan_min_id, sb->record.vxlan_id),
         .vni = sb->record.vxlan_id,
@@ -121,15 +122,7 @@ int sandbox_network_begin(struct sandbox *sb, bool setup, sandbox_network_fn *ne
         .ipv4_only = sb->record.plain,
         .external_net_via_pod_vm = config->ext_network_via_podvm,
     };
-    /* Without a default route in the tunnel and without another in the VM the pod would talk to
-     * nobody outside; better no pod than one that is cut off without a word. */
-    int r = 0;
-    if (config->ext_network_via_podvm && !sb->record.plain)
-        r = err_set(err, -ENOTSUP,
-                    "-ext-network-via-podvm is for VMs with the stock forwarder: ours does not use "
-                    "a second interface of the VM yet");
-    if (r == 0)
-        r = job_start(sb->adaptor->jobs, JOB_CREATE, "network", 0, run, done, j, &sb->job, err);
+    int r = job_start(sb->adaptor->jobs, JOB_CREATE, "network", 0, run, done, j, &sb->job, err);
     if (r < 0)
         free(j);
     return r;

@@ -14,6 +14,10 @@
  * vxlan1. So a crash leaves nothing in the node's namespace, and what it leaves in the pod's is told
  * by its VNI, which is the sandbox's own until its teardown has succeeded.
  *
+ * The flow is kept out of the node's connection tracking where there is nftables (lib/net/notrack.h); it
+ * works without, so a failure is a line in the log, once. Its entry is found by the VNI too, and goes
+ * also when the pod's namespace, and the link with it, has gone before.
+ *
  * Order: link, then qdiscs and filters; teardown goes the other way, so that whenever there is
  * something left to remove, the link is still there to say that it is ours.
  *
@@ -33,11 +37,13 @@
 #include <linux/if_ether.h>
 #include <linux/neighbour.h>
 #include <pthread.h>
+#include <stdatomic.h>
 
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/str.h"
 #include "net/netns.h"
+#include "net/notrack.h"
 #include "net/route.h"
 #include "net/tc.h"
 
@@ -219,9 +225,8 @@ static bool is_link_local6(const struct net_address *a)
 
 static bool wanted_route(const struct podnet_config *config, const struct link_route *r, int index)
 {
-    if (r->index != index || (config->ipv4_only && r->family != AF_INET) || is_link_local6(&r->dst))
-        return false;
-    return !config->external_net_via_pod_vm || r->prefix > 0;
+    return r->index == index && !(config->ipv4_only && r->family != AF_INET) &&
+           !is_link_local6(&r->dst);
 }
 
 static int add_route(struct apf_network *net, const struct net_address *dst, uint8_t prefix,
@@ -259,16 +264,24 @@ static int take_routes(const struct podnet_config *config, const struct tables *
     return r;
 }
 
-/* -ext-network-via-podvm: the default route is the VM's own; the cluster's subnets take the way that
- * the pod's default route took. */
+static bool is_told(const struct apf_network *net, const char *dst)
+{
+    for (size_t i = 0; i < net->n_routes; i++)
+        if (str_eq(net->routes[i].dst, dst))
+            return true;
+    return false;
+}
+
+/* -pod-subnet-cidrs: the way that the pod's default route takes. With -ext-network-via-podvm the VM
+ * leaves that one out, and these are what stays in the tunnel. Once each: the Go forwarder fails at
+ * the second. */
 static int add_subnets(const struct podnet_config *config, const struct tables *t,
                        struct apf_network *ret, struct err *err)
 {
     int r = 0;
 
-    ret->external_net_via_pod_vm = config->external_net_via_pod_vm;
-    for (char **s = config->pod_subnets; config->external_net_via_pod_vm && s && *s && r == 0;
-         s++) {
+    for (char **s = config->pod_subnets; s && *s && r == 0; s++) {
+        char text[APF_PREFIX_SIZE];
         struct net_address dst;
         uint8_t prefix;
         if (net_prefix_parse(*s, &dst, &prefix) < 0)
@@ -276,7 +289,8 @@ static int add_subnets(const struct podnet_config *config, const struct tables *
                            *s);
         const struct link_route *way = default_route(t, dst.family);
         dst = net_address_network(&dst, prefix);
-        if (way && !(config->ipv4_only && dst.family != AF_INET))
+        prefix_format(&dst, prefix, text);
+        if (way && !is_told(ret, text) && !(config->ipv4_only && dst.family != AF_INET))
             r = add_route(ret, &dst, prefix, way, err);
     }
     return r;
@@ -348,6 +362,9 @@ int podnet_inspect(const struct podnet_config *config, struct apf_network *ret, 
                                   .tunnel_type = "vxlan"}};
     int r = inspect_pod(config, &apf.network, err);
 
+    apf.network.external_net_via_pod_vm = config->external_net_via_pod_vm;
+    (void)str_format(apf.network.metadata_address, sizeof(apf.network.metadata_address), "%s",
+                     config->metadata_address);
     if (r == 0)
         r = inspect_node(config, &apf.network, err);
     if (r < 0) {
@@ -453,7 +470,30 @@ static int take_down(const char *netns, const char *interface, uint32_t vni, str
         return 0; /* its links went with it */
     r = r < 0 ? r : rtnl_open_in(fd, &nl, &e);
     r = r < 0 ? r : remove_ours(nl, interface, vni, &e);
-    return r < 0 ? err_set(err, r, "taking down the pod's network: %s", e.text) : 0;
+    return r < 0 ? err_set(err, r, "%s", e.text) : 0;
+}
+
+static void keep_untracked(const struct apf_network *net, const struct net_address *remote)
+{
+    static atomic_bool told;
+    struct err err = ERR_INIT;
+
+    if (notrack_add(remote, (uint16_t)net->vxlan_port, net->vxlan_id, &err) < 0 &&
+        !atomic_exchange(&told, true))
+        log_info(
+            "pod network: NOTRACK is left out, so a firewall of this node tracks the tunnels: %s",
+            err_text(&err));
+}
+
+static int tear_down(const char *netns, const char *interface, uint32_t vni, struct err *err)
+{
+    struct err links = ERR_INIT, rule = ERR_INIT;
+    int r = take_down(netns, interface, vni, &links), q = notrack_delete(vni, &rule);
+
+    if (r < 0 || q < 0)
+        return err_set(err, r < 0 ? r : q, "taking down the pod's network: %s",
+                       r < 0 ? links.text : rule.text);
+    return 0;
 }
 
 static int set_up(const char *netns, const struct apf_network *net,
@@ -463,10 +503,12 @@ static int set_up(const char *netns, const struct apf_network *net,
     int r = take_down(netns, net->interface, net->vxlan_id, err);
 
     r = r < 0 ? r : netns_open(netns, &fd, err);
+    if (r == 0)
+        keep_untracked(net, remote); /* before the first packet */
     r = r < 0 ? r : make(fd, net, remote, err);
     if (r < 0) {
         struct err undo = ERR_INIT;
-        if (take_down(netns, net->interface, net->vxlan_id, &undo) < 0)
+        if (tear_down(netns, net->interface, net->vxlan_id, &undo) < 0)
             log_warn("%s", err_text(&undo));
         return err_wrap(err, r, "setting up the pod's network");
     }
@@ -503,7 +545,7 @@ int podnet_setup(const char *netns, const struct apf_network *net, const struct 
 int podnet_teardown(const char *netns, const char *interface, uint32_t vni, struct err *err)
 {
     enter();
-    int r = take_down(netns, interface, vni, err);
+    int r = tear_down(netns, interface, vni, err);
     leave();
     return r;
 }

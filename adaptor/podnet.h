@@ -10,10 +10,11 @@
 
 /* What inspection needs beside the namespace; borrowed texts. */
 struct podnet_config {
-    const char *netns;          /* path of the pod's network namespace */
-    const char *host_interface; /* "": the one with the default route */
-    char **pod_subnets;         /* with external_net_via_pod_vm: what stays in the tunnel */
-    uint32_t index;             /* among the node's tunnels */
+    const char *netns;            /* path of the pod's network namespace */
+    const char *host_interface;   /* "": the one with the default route */
+    const char *metadata_address; /* that containers may reach; "": none */
+    char **pod_subnets;           /* what stays in the tunnel beside the pod's own subnet */
+    uint32_t index;               /* among the node's tunnels */
     uint32_t vni;
     uint16_t port;
     bool point_to_point; /* the VM may take its gateway for us: no address of the node is fine */

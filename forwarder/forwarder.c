@@ -30,6 +30,7 @@
 #include "forwarder/agent.h"
 #include "forwarder/channel.h"
 #include "forwarder/greet.h"
+#include "forwarder/metaproxy.h"
 #include "forwarder/mounts.h"
 #include "forwarder/plainmode.h"
 #include "forwarder/podnet.h"
@@ -58,6 +59,7 @@ struct forwarder {
     struct plainmode *plain; /* plain mode */
     struct greeter *greeter; /* both: tells them apart */
     struct agent *agent;
+    struct metaproxy *metaproxy; /* NULL: containers do not reach the metadata service */
     int listener;
     uv_poll_t poll;
     bool polling;
@@ -349,15 +351,28 @@ static int take_up_state(struct forwarder *f, struct err *err)
     return r < 0 ? r : 0;
 }
 
+static int network_make(struct forwarder *f, struct err *err)
+{
+    const char *metadata = *f->options->metadata ? f->options->metadata
+                           : f->apf.has_network  ? f->apf.network.metadata_address
+                                                 : "";
+    const struct podnet_guest guest = {.netns = f->options->pod_namespace,
+                                       .host_interface = f->options->host_interface,
+                                       .metadata = metadata,
+                                       .wait_ms = PODNET_WAIT_MS};
+    int r = f->apf.has_network ? podnet_guest_setup(&f->apf.network, &guest, err) : 0;
+
+    if (r == 0 && f->apf.has_network && *metadata)
+        r = metaproxy_new(f->loop, guest.netns, metadata, &f->metaproxy, err);
+    return r;
+}
+
 /* Before the daemon is listened to: when it hears us, the pod has its network. A pod that runs
  * already is not given up for it. */
 static int network_up(struct forwarder *f, struct err *err)
 {
-    const struct podnet_guest guest = {.netns = f->options->pod_namespace,
-                                       .host_interface = f->options->host_interface,
-                                       .wait_ms = PODNET_WAIT_MS};
     struct err e = ERR_INIT;
-    int r = f->apf.has_network ? podnet_guest_setup(&f->apf.network, &guest, &e) : 0;
+    int r = network_make(f, &e);
     if (r < 0 && !f->goes_on)
         return err_set(err, r, "%s", e.text);
     if (r < 0)
@@ -444,6 +459,7 @@ void forwarder_free(struct forwarder *f)
     if (!f)
         return;
     agent_stop(f->agent);
+    metaproxy_free(f->metaproxy);
     greeter_free(f->greeter);
     plainmode_free(f->plain);
     channel_set_free(f->channels);

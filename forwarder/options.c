@@ -33,6 +33,10 @@ const struct opt forwarder_options[] = {
            "Network namespace that the containers join"),
     STRING("host-interface", host_interface, "",
            "Interface to the worker; chosen by its address when empty"),
+    STRING(
+        "pod-metadata-address", metadata, "",
+        "Opens the cloud's metadata service at this address to containers (a risk); what apf.json "
+        "says when empty"),
     STRING("ca-cert-file", ca_file, "", "Plain mode: certificates that clients are checked with"),
     STRING("cert-file", cert_file, "", "Plain mode: our certificate"),
     STRING("cert-key", key_file, "", "Plain mode: our key"),

@@ -8,9 +8,11 @@
  * VM's own namespace. podns holds nothing else: what the VM itself reaches, the cloud's metadata
  * address among it, containers do not reach through the VM.
  *
- * The VM's own network may come up after us. We wait for it by netlink events, and ask anew after
- * each: is there a route to the worker, by an interface that is up and has an address? Without an
- * address of the worker (the local provider) it is the gateway of the default route.
+ * With -ext-network-via-podvm podns gets the VM's second interface as well (external.c), and with it
+ * the default routes; what the daemon lists beside those stays in the tunnel. That interface would lead
+ * to the metadata address, so this has an unreachable route, in all clouds' forms, except where a
+ * listed route leads into the tunnel. Where containers shall reach it (-pod-metadata-address), it
+ * becomes an address of podns itself: behind it listens metaproxy.c.
  *
  * Idempotent, as this program may be killed at any step and starts again while the pod runs: a link
  * with the right name, VNI, worker and MAC is kept; everything is then added in the forms that
@@ -27,22 +29,18 @@
 #include "forwarder/podnet.h"
 
 #include <errno.h>
-#include <poll.h>
-#include <stdarg.h>
-#include <stdio.h>
 
-#include "base/clock.h"
 #include "base/log.h"
 #include "base/str.h"
+#include "forwarder/underlay.h"
 #include "net/netns.h"
-#include "net/route.h"
+#include "net/notrack.h"
 
 #define BIRTH_NAME "vxlan0"
 #define DEFAULT_PORT 4789
 #define DEFAULT_MIN_ID 555000U
 #define DEFAULT_MTU 1450U
-#define EVENTS                                                                                     \
-    (RTMGRP_LINK | RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR | RTMGRP_IPV4_ROUTE | RTMGRP_IPV6_ROUTE)
+#define LOOPBACK 1 /* the first link of every namespace */
 
 /* pod-network, understood. */
 struct plan {
@@ -53,7 +51,13 @@ struct plan {
     size_t n_addresses;
     uint32_t vni, mtu;
     uint16_t port;
+    struct net_address metadata; /* family 0: closed */
+    struct external external;    /* when net says so */
 };
+
+/* Of AWS, Azure and GCP; AWS and GCP by IPv6; Alibaba; Azure's "wire server". */
+static const char *const metadata_addresses[] = {"169.254.169.254", "fd00:ec2::254", "fd20:ce::254",
+                                                 "100.100.100.200", "168.63.129.16"};
 
 /* ---- understanding ---- */
 
@@ -72,7 +76,8 @@ static int plan_address(struct plan *p, const char *key, const char *text, struc
     return 0;
 }
 
-static int plan_make(const struct apf_network *net, struct plan *p, struct err *err)
+static int plan_make(const struct apf_network *net, const struct podnet_guest *guest,
+                     struct plan *p, struct err *err)
 {
     uint8_t prefix;
     int r = 0;
@@ -83,153 +88,19 @@ static int plan_make(const struct apf_network *net, struct plan *p, struct err *
                        .port = (uint16_t)(net->vxlan_port ? net->vxlan_port : DEFAULT_PORT)};
     if (*net->tunnel_type && !str_eq(net->tunnel_type, "vxlan"))
         return bad(err, "tunnel-type", net->tunnel_type);
-    if (net->external_net_via_pod_vm)
-        return err_set(err, -ENOTSUP,
-                       "pod-network.external-net-via-pod-vm: a second interface of the VM is not "
-                       "used yet; start the daemon without -ext-network-via-podvm");
     if (!*net->interface)
         return bad(err, "interface", net->interface);
     if (net_mac_parse(net->pod_hw_addr, p->mac) < 0)
         return bad(err, "pod-hw-addr", net->pod_hw_addr);
     if (*net->worker_node_ip && net_prefix_parse(net->worker_node_ip, &p->worker, &prefix) < 0)
         return bad(err, "worker-node-ip", net->worker_node_ip);
+    if (*guest->metadata && net_address_parse(guest->metadata, &p->metadata) < 0)
+        return err_set(err, -EINVAL, "-pod-metadata-address %s is not a numeric address",
+                       guest->metadata);
     r = plan_address(p, "podip", net->podip, err);
     for (size_t i = 0; i < net->n_podips && r == 0; i++)
         r = plan_address(p, "podips", net->podips[i], err);
     return r;
-}
-
-/* ---- waiting for the VM's own network ---- */
-
-__attribute__((format(printf, 2, 3))) static int missing(char *out, const char *fmt, ...)
-{
-    va_list ap;
-
-    va_start(ap, fmt);
-    (void)vsnprintf(out, ERR_TEXT_MAX, fmt, ap);
-    va_end(ap);
-    return -EAGAIN;
-}
-
-/* Fills in the worker's address where it is the gateway. */
-static int find_gateway(struct rtnl *nl, struct net_address *worker, char *lacks, struct err *err)
-{
-    _cleanup_free_ struct link_route *routes = NULL;
-    size_t n;
-    int r = link_route_list(nl, &routes, &n, err);
-
-    if (r < 0)
-        return r;
-    for (size_t i = 0; i < n; i++)
-        if (routes[i].prefix == 0 && routes[i].gw.family) {
-            *worker = routes[i].gw;
-            return 0;
-        }
-    return missing(lacks, "a default route of the VM");
-}
-
-static int check_interface(struct rtnl *nl, const char *name, int family, char *lacks,
-                           struct err *err)
-{
-    _cleanup_free_ struct link_address *addresses = NULL;
-    struct link link;
-    size_t n;
-    int r = link_find(nl, name, &link, err);
-
-    if (r == -ENODEV)
-        return missing(lacks, "interface %s (-host-interface)", name);
-    if (r == 0)
-        r = link_address_list(nl, link.index, &addresses, &n, err);
-    if (r < 0)
-        return r;
-    for (size_t i = 0; i < n; i++)
-        if (addresses[i].address.family == family)
-            return 0;
-    return missing(lacks, "an address on interface %s (-host-interface)", name);
-}
-
-/* Why there is no way: the first of the things that have to be there. */
-static int explain(struct rtnl *nl, const struct net_address *worker, char *lacks, struct err *err)
-{
-    _cleanup_free_ struct link *links = NULL;
-    _cleanup_free_ struct link_address *addresses = NULL;
-    char text[NET_ADDRESS_SIZE];
-    size_t n_links, n_addresses, up = 0, usable = 0;
-    int r = link_list(nl, &links, &n_links, err);
-
-    r = r < 0 ? r : link_address_list(nl, 0, &addresses, &n_addresses, err);
-    if (r < 0)
-        return r;
-    for (size_t i = 0; i < n_links; i++) {
-        if (!(links[i].flags & IFF_UP) || (links[i].flags & IFF_LOOPBACK))
-            continue;
-        up++;
-        for (size_t k = 0; k < n_addresses; k++)
-            usable += addresses[k].index == links[i].index &&
-                      addresses[k].address.family == worker->family &&
-                      addresses[k].scope == RT_SCOPE_UNIVERSE;
-    }
-    net_address_format(worker, text);
-    if (!up)
-        return missing(lacks, "an interface of the VM that is up");
-    if (!usable)
-        return missing(lacks, "an %s address of the VM",
-                       worker->family == AF_INET6 ? "IPv6" : "IPv4");
-    return missing(lacks, "a route to the worker %s", text);
-}
-
-/* 0: *ret_mtu is what fits through; -EAGAIN: lacks says what is not there yet. */
-static int check_underlay(struct rtnl *nl, struct plan *p, const char *host_interface,
-                          uint32_t *ret_mtu, char *lacks, struct err *err)
-{
-    _cleanup_free_ struct link *links = NULL;
-    struct err none = ERR_INIT;
-    struct link_route route;
-    size_t n;
-    int r = p->worker.family ? 0 : find_gateway(nl, &p->worker, lacks, err);
-
-    if (r == 0 && *host_interface)
-        r = check_interface(nl, host_interface, p->worker.family, lacks, err);
-    if (r < 0)
-        return r;
-    if (link_route_get(nl, &p->worker, &route, &none) < 0)
-        return explain(nl, &p->worker, lacks, err);
-    r = link_list(nl, &links, &n, err);
-    for (size_t i = 0; i < n && r == 0; i++)
-        if (links[i].index == route.index && (links[i].flags & IFF_UP)) {
-            *ret_mtu = route.mtu ? MIN(route.mtu, links[i].mtu) : links[i].mtu;
-            return 0;
-        }
-    return r < 0 ? r : explain(nl, &p->worker, lacks, err);
-}
-
-static int wait_underlay(struct rtnl *nl, struct plan *p, const struct podnet_guest *guest,
-                         struct err *err)
-{
-    char lacks[ERR_TEXT_MAX] = "";
-    int64_t until = clock_mono_ms() + guest->wait_ms;
-    uint32_t mtu = 0;
-    _cleanup_close_ int events = -1;
-    int r = rtnl_open_events(EVENTS, &events, err); /* before the first look */
-
-    if (r < 0)
-        return r;
-    while ((r = check_underlay(nl, p, guest->host_interface, &mtu, lacks, err)) == -EAGAIN) {
-        struct pollfd fd = {.fd = events, .events = POLLIN};
-        int64_t left = until - clock_mono_ms();
-        if (left <= 0)
-            return err_set(err, -ETIMEDOUT, "%lld s went by without %s",
-                           (long long)(guest->wait_ms / 1000), lacks);
-        if (poll(&fd, 1, (int)left) < 0 && errno != EINTR)
-            return err_errno(err, -errno, "waiting for the VM's network");
-        rtnl_events_drain(events);
-    }
-    if (r < 0)
-        return r;
-    uint32_t overhead = link_vxlan_overhead(p->worker.family);
-    if (mtu > overhead)
-        p->mtu = MIN(p->mtu, mtu - overhead);
-    return 0;
 }
 
 /* ---- the link ---- */
@@ -354,6 +225,14 @@ static int add_route(struct rtnl *pod, struct link_route *route, struct err *err
     return r < 0 ? err_set(err, r, "%s", e.text) : 0;
 }
 
+/* A default route that the second interface takes over. */
+static bool is_external(const struct plan *p, const struct link_route *route)
+{
+    int family = route->gw.family ? route->gw.family : route->family;
+
+    return route->prefix == 0 && p->external.gw[family == AF_INET6].family;
+}
+
 static int add_routes(struct rtnl *pod, const struct plan *p, int index, bool with_gateway,
                       struct err *err)
 {
@@ -363,7 +242,7 @@ static int add_routes(struct rtnl *pod, const struct plan *p, int index, bool wi
         struct link_route route;
         r = read_route(p, &p->net->routes[i], &route, err);
         route.index = index;
-        if (r == 0 && (route.gw.family != 0) == with_gateway)
+        if (r == 0 && (route.gw.family != 0) == with_gateway && !is_external(p, &route))
             r = add_route(pod, &route, err);
     }
     return r;
@@ -387,7 +266,7 @@ static int add_neighbours(struct rtnl *pod, const struct plan *p, int index, str
 
 static int dress(struct rtnl *pod, const struct plan *p, int index, struct err *err)
 {
-    int r = link_set_up(pod, 1, err); /* loopback is always the first */
+    int r = link_set_up(pod, LOOPBACK, err);
 
     r = r < 0 ? r : link_set_mtu(pod, index, p->mtu, err);
     r = r < 0 ? r : link_set_up(pod, index, err);
@@ -395,6 +274,67 @@ static int dress(struct rtnl *pod, const struct plan *p, int index, struct err *
     r = r < 0 ? r : add_routes(pod, p, index, false, err);
     r = r < 0 ? r : add_routes(pod, p, index, true, err);
     return r < 0 ? r : add_neighbours(pod, p, index, err);
+}
+
+/* ---- the metadata address ---- */
+
+static bool is_in_tunnel(const struct apf_network *net, const struct net_address *a)
+{
+    for (size_t i = 0; i < net->n_routes; i++) {
+        struct net_address dst;
+        uint8_t bits;
+        if (net_prefix_parse(net->routes[i].dst, &dst, &bits) < 0 || bits == 0)
+            continue;
+        struct net_address network = net_address_network(a, bits);
+        if (dst.family == a->family && net_address_eq(&network, &dst))
+            return true;
+    }
+    return false;
+}
+
+static struct link_route dead_end(const struct net_address *a)
+{
+    return (struct link_route){
+        .type = RTN_UNREACHABLE, .dst = *a, .prefix = (uint8_t)(8 * net_address_len(a))};
+}
+
+static int close_metadata(struct rtnl *pod, const struct plan *p, struct err *err)
+{
+    int r = 0;
+
+    for (size_t i = 0; r == 0 && i < ARRAY_SIZE(metadata_addresses); i++) {
+        struct net_address a;
+        (void)net_address_parse(metadata_addresses[i], &a);
+        const struct link_route route = dead_end(&a);
+        if (p->external.gw[a.family == AF_INET6].family && !is_in_tunnel(p->net, &a) &&
+            !net_address_eq(&a, &p->metadata))
+            r = link_route_add(pod, &route, err);
+    }
+    return r;
+}
+
+static int reopen_metadata(struct rtnl *pod, struct err *err)
+{
+    int r = 0;
+
+    for (size_t i = 0; r == 0 && i < ARRAY_SIZE(metadata_addresses); i++) {
+        struct net_address a;
+        struct err e = ERR_INIT;
+        (void)net_address_parse(metadata_addresses[i], &a);
+        const struct link_route route = dead_end(&a);
+        r = link_route_delete(pod, &route, &e);
+        if (r < 0 && r != -EOPNOTSUPP) /* no IPv6 here */
+            return err_set(err, r, "%s", e.text);
+        r = 0;
+    }
+    return r;
+}
+
+static struct link_address metadata_on_loopback(const struct plan *p)
+{
+    return (struct link_address){.index = LOOPBACK,
+                                 .address = p->metadata,
+                                 .prefix = (uint8_t)(8 * net_address_len(&p->metadata))};
 }
 
 /* ---- the whole ---- */
@@ -408,6 +348,60 @@ static int open_pod(const char *netns, int *ret_fd, struct rtnl **ret, struct er
     return rtnl_open_in(*ret_fd, ret, err);
 }
 
+/* Closed before it is opened to the outside. */
+static int go_outside(struct rtnl *vm, struct rtnl *pod, int pod_fd, struct plan *p,
+                      struct err *err)
+{
+    const struct link_address metadata = metadata_on_loopback(p);
+    int r = p->metadata.family ? link_set_up(pod, LOOPBACK, err) : 0;
+
+    if (r == 0 && p->metadata.family)
+        r = link_address_add(pod, &metadata, err);
+    if (r < 0 || !p->net->external_net_via_pod_vm)
+        return r;
+    r = close_metadata(pod, p, err);
+    return r < 0 ? r : external_enter(vm, pod, pod_fd, p->net->interface, &p->external, err);
+}
+
+static int take_down(struct rtnl *vm, struct rtnl *pod, const struct plan *p, struct err *err)
+{
+    const struct link_address metadata = metadata_on_loopback(p);
+    int index, r = clear(pod, p, true, &index, err);
+
+    if (r == 0 && p->net->external_net_via_pod_vm)
+        r = external_leave(vm, pod, err);
+    if (r == 0 && p->net->external_net_via_pod_vm)
+        r = reopen_metadata(pod, err);
+    return r < 0 || !p->metadata.family ? r : link_address_delete(pod, &metadata, err);
+}
+
+static int wait_for_vm(struct rtnl *vm, struct rtnl *pod, struct plan *p,
+                       const struct podnet_guest *guest, struct err *err)
+{
+    struct underlay u = {.worker = p->worker,
+                         .host_interface = guest->host_interface,
+                         .wait_ms = guest->wait_ms,
+                         .external = p->net->external_net_via_pod_vm ? &p->external : NULL};
+    int r = underlay_wait(vm, pod, &u, err);
+
+    if (r < 0)
+        return r;
+    uint32_t overhead = link_vxlan_overhead(u.worker.family);
+    if (u.mtu > overhead)
+        p->mtu = MIN(p->mtu, u.mtu - overhead);
+    p->worker = u.worker;
+    return 0;
+}
+
+static void keep_untracked(const struct plan *p)
+{
+    struct err err = ERR_INIT;
+
+    if (notrack_add(&p->worker, p->port, p->vni, &err) < 0)
+        log_info("pod network: NOTRACK is left out, so a firewall of this VM tracks the tunnel: %s",
+                 err_text(&err));
+}
+
 static int setup(struct plan *p, const struct podnet_guest *guest, struct err *err)
 {
     _cleanup_(rtnl_closep) struct rtnl *vm = NULL, *pod = NULL;
@@ -416,50 +410,60 @@ static int setup(struct plan *p, const struct podnet_guest *guest, struct err *e
     int r = rtnl_open(&vm, err);
 
     r = r < 0 ? r : open_pod(guest->netns, &fd, &pod, err);
-    r = r < 0 ? r : wait_underlay(vm, p, guest, err);
+    r = r < 0 ? r : wait_for_vm(vm, pod, p, guest, err);
     r = r < 0 ? r : clear(pod, p, false, &index, err);
     if (r < 0)
         return r;
     bool kept = index != 0;
+    keep_untracked(p); /* before the first packet */
     if (!kept)
         r = add_link(vm, pod, fd, p, &index, err);
     r = r < 0 ? r : dress(pod, p, index, err);
+    r = r < 0 ? r : go_outside(vm, pod, fd, p, err);
     if (r < 0 && !kept) {
         struct err undo = ERR_INIT;
-        if (clear(pod, p, true, &index, &undo) < 0)
+        if (take_down(vm, pod, p, &undo) < 0 || notrack_delete(p->vni, &undo) < 0)
             log_warn("taking down the pod's network: %s", err_text(&undo));
     }
     return r;
+}
+
+static void log_outcome(const struct plan *p)
+{
+    char worker[NET_ADDRESS_SIZE];
+
+    net_address_format(&p->worker, worker);
+    log_info("pod network: %s has %s, MTU %u, by VXLAN %u to %s%s%s", p->net->interface,
+             p->net->podip, p->mtu, p->vni, worker, *p->external.name ? "; outside by " : "",
+             p->external.name);
 }
 
 int podnet_guest_setup(const struct apf_network *net, const struct podnet_guest *guest,
                        struct err *err)
 {
     struct plan p;
-    char worker[NET_ADDRESS_SIZE];
-    int r = plan_make(net, &p, err);
+    int r = plan_make(net, guest, &p, err);
 
     r = r < 0 ? r : setup(&p, guest, err);
     if (r < 0)
         return err_wrap(err, r, "setting up the pod's network in %s", guest->netns);
-    net_address_format(&p.worker, worker);
-    log_info("pod network: %s has %s, MTU %u, by VXLAN %u to %s", net->interface, net->podip, p.mtu,
-             p.vni, worker);
+    log_outcome(&p);
     return 0;
 }
 
 int podnet_guest_teardown(const struct apf_network *net, const struct podnet_guest *guest,
                           struct err *err)
 {
-    _cleanup_(rtnl_closep) struct rtnl *pod = NULL;
+    _cleanup_(rtnl_closep) struct rtnl *vm = NULL, *pod = NULL;
     _cleanup_close_ int fd = -1;
-    struct plan p = {.net = net,
-                     .vni = net->vxlan_id ? net->vxlan_id : DEFAULT_MIN_ID + net->index};
-    int index;
+    struct plan p;
+    int r = plan_make(net, guest, &p, err);
 
-    if (!netns_exists(guest->netns))
-        return 0;
-    int r = open_pod(guest->netns, &fd, &pod, err);
-    r = r < 0 ? r : clear(pod, &p, true, &index, err);
+    r = r < 0 ? r : notrack_delete(p.vni, err);
+    if (r == 0 && netns_exists(guest->netns)) {
+        r = rtnl_open(&vm, err);
+        r = r < 0 ? r : open_pod(guest->netns, &fd, &pod, err);
+        r = r < 0 ? r : take_down(vm, pod, &p, err);
+    }
     return r < 0 ? err_wrap(err, r, "taking down the pod's network") : 0;
 }

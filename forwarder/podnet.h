@@ -9,6 +9,7 @@
 struct podnet_guest {
     const char *netns;          /* of the pod's containers, made before by the image */
     const char *host_interface; /* "": by the route to the worker */
+    const char *metadata;       /* numeric: becomes an address of podns; "": none */
     int64_t wait_ms;
 };
 

@@ -606,6 +606,7 @@ static const struct field network_fields[] = {
     PLAIN("vxlan-id", kind_optional, struct apf_network, vxlan_id, VNI_MAX),
     PLAIN("dedicated", kind_bool, struct apf_network, dedicated, 0),
     PLAIN("external-net-via-pod-vm", kind_bool, struct apf_network, external_net_via_pod_vm, 0),
+    ADDRESS("metadata-address", struct apf_network, metadata_address),
     {0},
 };
 

@@ -62,6 +62,7 @@ struct apf_network {
     uint32_t vxlan_id;   /* 0: absent */
     bool dedicated;
     bool external_net_via_pod_vm;
+    char metadata_address[APF_ADDRESS_SIZE]; /* that containers may reach (ours); "": none */
 };
 
 enum apf_tunnel {

@@ -136,6 +136,8 @@ bool link_parse(const struct nlmsghdr *h, struct link *ret)
     while (rtnl_attr_next(&attrs, &a)) {
         if (a.type == IFLA_IFNAME)
             rtnl_attr_string(&a, ret->name, sizeof(ret->name));
+        else if (a.type == IFLA_IFALIAS)
+            rtnl_attr_string(&a, ret->alias, sizeof(ret->alias));
         else if (a.type == IFLA_MTU)
             ret->mtu = rtnl_attr_u32(&a);
         else if (a.type == IFLA_LINK)
@@ -283,13 +285,13 @@ int link_rename(struct rtnl *nl, int index, const char *name, struct err *err)
     return rtnl_call(nl, &q, "renaming a link", err);
 }
 
-int link_set_mac(struct rtnl *nl, int index, const unsigned char mac[NET_MAC_LEN], struct err *err)
+int link_set_alias(struct rtnl *nl, int index, const char *alias, struct err *err)
 {
     struct rtnl_request q;
 
     link_request(&q, RTM_NEWLINK, index);
-    rtnl_put(&q, IFLA_ADDRESS, mac, NET_MAC_LEN);
-    return rtnl_call(nl, &q, "setting a link's MAC", err);
+    rtnl_put(&q, IFLA_IFALIAS, alias, strlen(alias));
+    return rtnl_call(nl, &q, "setting a link's alias", err);
 }
 
 int link_set_up(struct rtnl *nl, int index, struct err *err)
@@ -311,11 +313,12 @@ int link_set_mtu(struct rtnl *nl, int index, uint32_t mtu, struct err *err)
     return rtnl_call(nl, &q, "setting a link's MTU", err);
 }
 
-int link_move(struct rtnl *nl, int index, int netns_fd, struct err *err)
+int link_move(struct rtnl *nl, int index, int netns_fd, const char *name, struct err *err)
 {
     struct rtnl_request q;
 
     link_request(&q, RTM_NEWLINK, index);
+    rtnl_put_string(&q, IFLA_IFNAME, name);
     rtnl_put_u32(&q, IFLA_NET_NS_FD, (uint32_t)netns_fd);
     return rtnl_call(nl, &q, "moving a link to another network namespace", err);
 }

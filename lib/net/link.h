@@ -13,6 +13,7 @@
 #define NET_ADDRESS_SIZE 64 /* text with prefix length, either family */
 #define NET_MAC_LEN 6
 #define NET_MAC_SIZE 18 /* text */
+#define LINK_ALIAS_SIZE 256
 
 /* An address of either family. */
 struct net_address {
@@ -41,6 +42,7 @@ struct link {
     uint32_t vni;                   /* of a "vxlan" */
     uint16_t vxlan_port;
     struct net_address remote;
+    char alias[LINK_ALIAS_SIZE]; /* a remark that goes with the link to other namespaces */
 };
 
 /* "02:42:ac:11:00:02". -EINVAL. */
@@ -78,11 +80,13 @@ struct link_vxlan {
 int link_add_vxlan(struct rtnl *nl, const struct link_vxlan *vxlan, struct err *err);
 /* What the outer headers cost: 50 bytes over IPv4, 70 over IPv6. */
 uint32_t link_vxlan_overhead(int family);
-int link_set_mac(struct rtnl *nl, int index, const unsigned char mac[NET_MAC_LEN], struct err *err);
+/* "": none. */
+int link_set_alias(struct rtnl *nl, int index, const char *alias, struct err *err);
 int link_rename(struct rtnl *nl, int index, const char *name, struct err *err);
 int link_set_up(struct rtnl *nl, int index, struct err *err);
 int link_set_mtu(struct rtnl *nl, int index, uint32_t mtu, struct err *err);
-int link_move(struct rtnl *nl, int index, int netns_fd, struct err *err);
+/* To another namespace, where it is called `name`. It loses addresses and routes, and is down there. */
+int link_move(struct rtnl *nl, int index, int netns_fd, const char *name, struct err *err);
 int link_delete(struct rtnl *nl, int index, struct err *err);
 
 struct link_address {

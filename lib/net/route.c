@@ -109,9 +109,10 @@ int link_route_add(struct rtnl *nl, const struct link_route *route, struct err *
                                .rtm_protocol = route->protocol ? route->protocol : RTPROT_STATIC,
                                .rtm_scope = route->has_scope   ? route->scope
                                             : route->gw.family ? RT_SCOPE_UNIVERSE
+                                            : route->type      ? RT_SCOPE_UNIVERSE
                                                                : RT_SCOPE_LINK,
                                .rtm_flags = route->onlink ? RTNH_F_ONLINK : 0,
-                               .rtm_type = RTN_UNICAST};
+                               .rtm_type = route->type ? route->type : RTN_UNICAST};
     struct rtnl_request q;
     char what[128];
 
@@ -128,6 +129,7 @@ int link_route_delete(struct rtnl *nl, const struct link_route *route, struct er
                                .rtm_dst_len = route->dst.family ? route->prefix : 0,
                                .rtm_table = RT_TABLE_MAIN,
                                .rtm_protocol = route->protocol,
+                               .rtm_type = route->type,
                                .rtm_scope = route->has_scope ? route->scope : RT_SCOPE_NOWHERE};
     struct rtnl_request q;
     char what[128];

@@ -13,6 +13,7 @@ struct link_route {
     uint8_t prefix;
     struct net_address gw;      /* family 0: directly connected */
     int family;                 /* of listed ones; needed for a default route without gateway */
+    uint8_t type;               /* RTN_...; 0: unicast. Those listed are unicast */
     uint8_t protocol;           /* RTPROT_...; 0: static */
     uint8_t scope;              /* RT_SCOPE_...; looked at when has_scope */
     bool has_scope;             /* false: link without a gateway, else universe */

@@ -17,6 +17,9 @@
  * answer, strict checking makes unknown filters errors instead of silently ignored. Kernels that
  * lack one of them work as well, with poorer texts: their refusal is not looked at.
  *
+ * A datagram may hold several messages, as nftables' batches need: they have one sequence number, and
+ * the first error of any of them is the answer.
+ *
  * Only datagrams of the kernel (sender port 0) are read: any process may send to our port.
  */
 #include "net/rtnl.h"
@@ -45,12 +48,12 @@ struct rtnl {
     _Alignas(8) unsigned char buffer[RTNL_REPLY_MAX];
 };
 
-int rtnl_open(struct rtnl **ret, struct err *err)
+static int open_protocol(int protocol, struct rtnl **ret, struct err *err)
 {
     const int on = 1;
     const struct timeval limit = {.tv_sec = RECEIVE_TIMEOUT_S};
     const struct sockaddr_nl self = {.nl_family = AF_NETLINK};
-    _cleanup_close_ int fd = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_ROUTE);
+    _cleanup_close_ int fd = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, protocol);
 
     if (fd < 0)
         return err_errno(err, -errno, "opening a netlink socket");
@@ -65,6 +68,16 @@ int rtnl_open(struct rtnl **ret, struct err *err)
     nl->fd = TAKE_FD(fd);
     *ret = nl;
     return 0;
+}
+
+int rtnl_open(struct rtnl **ret, struct err *err)
+{
+    return open_protocol(NETLINK_ROUTE, ret, err);
+}
+
+int rtnl_open_filter(struct rtnl **ret, struct err *err)
+{
+    return open_protocol(NETLINK_NETFILTER, ret, err);
 }
 
 int rtnl_open_events(uint32_t groups, int *ret, struct err *err)
@@ -110,7 +123,7 @@ void rtnl_close(struct rtnl *nl)
 
 static struct nlmsghdr *request_header(struct rtnl_request *q)
 {
-    return (struct nlmsghdr *)(void *)q->data;
+    return (struct nlmsghdr *)(void *)(q->data + q->at);
 }
 
 static void *request_room(struct rtnl_request *q, size_t n)
@@ -130,9 +143,22 @@ static void *request_room(struct rtnl_request *q, size_t n)
 void rtnl_request_init(struct rtnl_request *q, uint16_t type, unsigned flags, const void *body,
                        size_t body_len)
 {
-    q->len = 0;
+    q->len = q->at = 0;
     q->failed = false;
+    rtnl_request_next(q, type, flags, body, body_len);
+}
+
+void rtnl_request_next(struct rtnl_request *q, uint16_t type, unsigned flags, const void *body,
+                       size_t body_len)
+{
+    size_t at = q->len;
     struct nlmsghdr *h = request_room(q, NLMSG_HDRLEN);
+
+    if (!h)
+        return;
+    if (at > 0)
+        request_header(q)->nlmsg_len = (uint32_t)(at - q->at);
+    q->at = at;
     h->nlmsg_type = type;
     h->nlmsg_flags = (uint16_t)(NLM_F_REQUEST | flags);
     rtnl_put_raw(q, body, body_len);
@@ -199,6 +225,17 @@ void rtnl_nest_end(struct rtnl_request *q, size_t mark)
 
 /* ---- sending and receiving ---- */
 
+/* One number for all messages of the datagram: theirs is one answer. */
+static void stamp(struct rtnl_request *q, uint32_t seq)
+{
+    request_header(q)->nlmsg_len = (uint32_t)(q->len - q->at);
+    for (size_t at = 0; at < q->len;) {
+        struct nlmsghdr *h = (struct nlmsghdr *)(void *)(q->data + at);
+        h->nlmsg_seq = seq;
+        at += h->nlmsg_len;
+    }
+}
+
 int rtnl_start(struct rtnl *nl, struct rtnl_request *q, const char *what, struct err *err)
 {
     const struct sockaddr_nl kernel = {.nl_family = AF_NETLINK};
@@ -208,9 +245,7 @@ int rtnl_start(struct rtnl *nl, struct rtnl_request *q, const char *what, struct
     if (q->failed)
         return err_set(err, -E2BIG, "%s: the netlink request is over %u bytes", what,
                        RTNL_REQUEST_MAX);
-    struct nlmsghdr *h = request_header(q);
-    h->nlmsg_len = (uint32_t)q->len;
-    h->nlmsg_seq = ++nl->seq;
+    stamp(q, ++nl->seq);
     nl->interrupted = false;
     nl->reply = (struct rtnl_reply){.data = nl->buffer, .seq = nl->seq};
 

@@ -22,6 +22,8 @@
 struct rtnl;
 
 int rtnl_open(struct rtnl **ret, struct err *err);
+/* The same for nftables (NETLINK_NETFILTER). */
+int rtnl_open_filter(struct rtnl **ret, struct err *err);
 /* In another network namespace; the caller's thread does not leave its own. */
 int rtnl_open_in(int netns_fd, struct rtnl **ret, struct err *err);
 void rtnl_close(struct rtnl *nl);
@@ -35,12 +37,17 @@ void rtnl_events_drain(int fd);
 /* A request under construction. Pieces that do not fit set `failed`, and rtnl_start refuses it. */
 struct rtnl_request {
     size_t len;
+    size_t at; /* where the message under construction begins */
     bool failed;
     _Alignas(8) unsigned char data[RTNL_REQUEST_MAX];
 };
 
 /* body: the family's fixed header (ifinfomsg, ...). flags: beside NLM_F_REQUEST. */
 void rtnl_request_init(struct rtnl_request *q, uint16_t type, unsigned flags, const void *body,
+                       size_t body_len);
+/* One more message in the same datagram (nftables' batches); the kernel takes all of them for one
+ * request. */
+void rtnl_request_next(struct rtnl_request *q, uint16_t type, unsigned flags, const void *body,
                        size_t body_len);
 void rtnl_put(struct rtnl_request *q, uint16_t attr, const void *data, size_t len);
 void rtnl_put_u8(struct rtnl_request *q, uint16_t attr, uint8_t value);

@@ -11,7 +11,7 @@ import sys
 import pytest
 import ttrpc
 from conftest import wait_for
-from node import HEALTH, SANDBOX, Node, make_netns
+from node import HEALTH, SANDBOX, Node, comm, make_netns
 from ttrpc import Client
 
 TRAFFIC = pathlib.Path(__file__).resolve().parent.parent / "podnet" / "traffic.py"
@@ -168,11 +168,74 @@ def test_ids_start_where_the_operator_says(short_dir):
     n.stop()
 
 
-def test_the_external_network_through_the_vm_is_refused(short_dir):
+def vm_netns():
+    """The VM's own namespace, as its forwarder has it; the newest VM's."""
+    pids = [int(p.name) for p in pathlib.Path("/proc").glob("[0-9]*")
+            if comm(p.name).startswith("agent-protocol")]
+    return pathlib.Path(f"/proc/{max(pids)}/ns/net")
+
+
+def metadata_service(run):
+    """A service in the VM's namespace at the clouds' address: tells whoever asks what was asked."""
+    netns = vm_netns()
+    ip_in(netns, "addr", "add", "169.254.169.254/32", "dev", "eth0")
+    code = ("import socket\n"
+            "s = socket.create_server(('169.254.169.254', 80)); print('ready', flush=True)\n"
+            "while True:\n"
+            "  c, _ = s.accept(); q = c.recv(4096).split()[1]\n"
+            "  c.sendall(b'HTTP/1.0 200 OK\\r\\n\\r\\nrole ' + q); c.close()")
+    log = run("nsenter", f"--net={netns}", sys.executable, "-c", code)
+    wait_for(lambda: "ready" in log.log())
+
+
+def ask_metadata(podns):
+    code = ("import urllib.request as u\n"
+            "o = u.build_opener(u.ProxyHandler({}))\n"
+            "print(o.open('http://169.254.169.254/x', timeout=3).read().decode())")
+    return subprocess.run(["nsenter", f"--net={podns}", sys.executable, "-c", code], text=True,
+                          capture_output=True, check=False).stdout.strip()
+
+
+def test_the_metadata_service_is_closed_to_containers(node, run):
+    netns, address = attached_netns(1)
+    node.run_pod(netns=netns)
+    metadata_service(run)
+    assert ask_metadata(podns_of(address)) == ""
+
+
+def test_the_metadata_service_is_opened_by_an_option(short_dir, run):
+    n = Node(short_dir, "-pod-metadata-address", "169.254.169.254")
+    netns, address = attached_netns(3)  # of no VM of the tests before
+    try:
+        path = n.start().run_pod(netns=netns)
+        metadata_service(run)
+        podns = podns_of(address)
+        assert ask_metadata(podns) == "role /x"
+        with Client(path) as agent:  # and again behind a restart of the forwarder
+            os.kill(int(vm_netns().parent.parent.name), signal.SIGKILL)
+            assert agent.call(HEALTH, "Check", b"").code == ttrpc.OK
+        wait_for(lambda: ask_metadata(podns) == "role /x")
+    finally:
+        n.stop()
+        ip("netns del cni-3")
+
+
+@pytest.mark.parametrize("flags, says", [
+    (("-pod-metadata-address", "metadata.google.internal"), "is not a numeric address"),
+    (("-pod-subnet-cidrs", "10.0.0.0/8,ten"), "'ten' is not a subnet"),
+])
+def test_bad_options_of_the_network_end_the_daemon(short_dir, flags, says):
+    n = Node(short_dir, *flags, keeper=False)
+    n.start(wait=False)
+    assert n.program.process.wait(10) != 0
+    assert says in n.log(), n.log()
+
+
+def test_the_external_network_needs_a_second_interface(short_dir):
     n = Node(short_dir, "-ext-network-via-podvm")
     n.start()
     n.create()
     answer = n.start_vm()
-    assert answer.code != ttrpc.OK and "-ext-network-via-podvm" in answer.text, answer
+    assert answer.code != ttrpc.OK and "local provider have one interface" in answer.text, answer
     n.wait_gone()
     n.stop()

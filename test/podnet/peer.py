@@ -68,5 +68,14 @@ def vm_setup(vm, podns, net):
            "nud permanent")
 
 
+def vm_external(vm, podns, dev, address, gateway):
+    """-ext-network-via-podvm: the VM's second interface goes into podns, and the default routes to it."""
+    sh(f"ip -n {vm} link set {dev} netns {podns}")
+    sh(f"ip -n {podns} addr add {address} dev {dev}")
+    sh(f"ip -n {podns} link set {dev} up")
+    sh(f"ip -n {podns} route del default")
+    sh(f"ip -n {podns} route add default via {gateway} dev {dev}")
+
+
 def vm_teardown(podns, net):
     sh(f"ip -n {podns} link del {net['interface']}")

@@ -43,7 +43,7 @@ static int worker_up(void *arg, struct err *err)
     struct net_address remote;
     struct apf inspected = {0};
     const struct podnet_config config = {
-        .netns = pod, .host_interface = "under", .vni = VNI, .port = 4789};
+        .netns = pod, .host_interface = "under", .metadata_address = "", .vni = VNI, .port = 4789};
     int r = podnet_inspect(&config, &inspected.network, err);
 
     apf_done(&inspected);
@@ -162,7 +162,8 @@ static void make_world(struct subject *s)
     (void)snprintf(podns, sizeof(podns), "/run/netns/podns");
     if (apf_parse(json, strlen(json), &s->apf, &err) < 0)
         die(err.text);
-    s->guest = (struct podnet_guest){.netns = podns, .host_interface = "", .wait_ms = 5000};
+    s->guest = (struct podnet_guest){
+        .netns = podns, .host_interface = "", .metadata = "", .wait_ms = 5000};
 }
 
 static const struct operation {

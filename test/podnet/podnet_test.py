@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The pod's network between a worker and a pod VM. Ours against an iproute2 script that repeats what the Go
 programs do (peer.py), on either side, and against ours."""
+import errno
+import json
 import pathlib
 import sys
 import time
@@ -11,7 +13,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 
 import peer
 from peer import sh
-from world import NODE, POD, PODNS, STYLES, VM, Calico, DualStack, Flannel, World
+from world import (METADATA, METADATA6, NODE, OUT_ROUTER, OUT_SERVER, OUT_SERVER6, OUT_VM, OUT_VM6,
+                   OUTSIDE, POD, PODNS, STYLES, TOOL, VM, Calico, DualStack, Flannel, World)
 
 VNI = 555003
 WORDS = ("index=3", f"vni={VNI}")
@@ -28,6 +31,10 @@ def make():
     yield build
     for w in worlds:
         w.close()
+
+
+def rules(w, ns):
+    return w.run(ns, "nft", "list", "ruleset").stdout
 
 
 def worker_up(w, apf, ours):
@@ -325,6 +332,194 @@ def test_metadata_address_is_not_reached_through_the_vm(make):
     w.run(PODNS, sys.executable, "-c", code)
 
 
+# -- outside by the VM's second interface --
+
+SUBNETS = "cidr=192.168.122.0/24,10.244.1.0/24,fd00:244::/48"
+
+
+def connects(w, ns, address, port=80):
+    """The error of a connection from there, 0 when it comes about."""
+    code = (f"import socket;s=socket.socket(socket.{'AF_INET6' if ':' in address else 'AF_INET'});"
+            f"s.settimeout(2);print(s.connect_ex(('{address}',{port})))")
+    return int(w.run(ns, sys.executable, "-c", code).stdout)
+
+
+def check_outside(w, six):
+    """What is in the cluster goes through the tunnel under the pod's address, the rest leaves by
+    eth1 under eth1's."""
+    w.check_traffic()
+    w.serve(NODE, w.node_address, 7000, 1000)
+    assert w.fetch(PODNS, w.node_address, 7000, 1000).strip() == w.style.pod[0]
+    w.serve(OUTSIDE, OUT_SERVER, 7000, 1000)
+    assert w.fetch(PODNS, OUT_SERVER, 7000, 1000).strip() == OUT_VM
+    if six:
+        w.serve(OUTSIDE, OUT_SERVER6, 7000, 1000)
+        assert w.fetch(PODNS, OUT_SERVER6, 7000, 1000).strip() == OUT_VM6
+    w.end_processes()
+
+
+def test_outside_by_the_second_interface(make):
+    w = make(DualStack())
+    w.add_outside()
+    before = w.look()
+    apf = w.inspect(*WORDS, "external", SUBNETS)
+    told = [r["dst"] for r in apf["pod-network"]["routes"]]
+    assert sorted(told) == sorted({"0.0.0.0/0", "10.244.1.0/24", "192.168.122.0/24", "::/0",
+                                   "fd00:244:1::/64", "fd00:244::/48"})
+    worker_up(w, apf, True)
+    vm_up(w, apf, True)
+    check_outside(w, six=True)
+    vm_up(w, apf, True)  # the forwarder starts again
+    check_outside(w, six=True)
+    assert w.fragments() == 0
+    down(w, apf)
+    after = w.look()
+    after[PODNS]["links"], before[PODNS]["links"] = [], []
+    for ns in before:
+        for part in before[ns]:
+            assert after[ns][part] == before[ns][part], (ns, part)
+
+
+def test_outside_is_the_same_as_theirs(make):
+    """Both ways round: our daemon's words with a script for a forwarder, and the same picture."""
+    w = make(Flannel())
+    w.add_outside()
+    sh(f"ip -n {VM} -6 addr flush dev eth1 scope global")
+    apf = w.inspect(*WORDS, "external", SUBNETS)
+    worker_up(w, apf, True)
+    vm_up(w, apf, False)
+    peer.vm_external(VM, PODNS, "eth1", f"{OUT_VM}/24", OUT_ROUTER)
+    check_outside(w, six=False)
+    theirs = w.look()
+    peer.vm_teardown(PODNS, apf["pod-network"])
+    sh(f"ip -n {PODNS} link set eth1 netns {VM}")
+    sh(f"ip -n {VM} addr add {OUT_VM}/24 dev eth1")
+    sh(f"ip -n {VM} link set eth1 up")
+    vm_up(w, apf, True)
+    check_outside(w, six=False)
+    ours = w.look()
+    ours[PODNS]["routes"] = [r for r in ours[PODNS]["routes"] if "unreachable" not in r]
+    for part in theirs[PODNS]:
+        assert ours[PODNS][part] == theirs[PODNS][part], part
+    assert ours[VM] == theirs[VM]
+
+
+def test_outside_does_not_lead_to_the_metadata_address(make):
+    w = make(DualStack())
+    w.add_outside()
+    apf = w.inspect(*WORDS, "external", SUBNETS)
+    worker_up(w, apf, True)
+    w.serve(OUTSIDE, METADATA, 80, 10)
+    w.serve(OUTSIDE, METADATA6, 80, 10)
+    sh(f"ip -n {VM} route add {METADATA} via {OUT_ROUTER}")
+    assert connects(w, VM, METADATA) == 0, "the VM itself reaches it"
+    vm_up(w, apf, True)
+    for address in (METADATA, METADATA6, "100.100.100.200", "168.63.129.16"):
+        assert connects(w, PODNS, address) == errno.EHOSTUNREACH, address
+    # That it is this rule and nothing else:
+    for address in (METADATA, METADATA6):
+        sh(f"ip -n {PODNS} route del unreachable {address}")
+        assert connects(w, PODNS, address) == 0
+        vm_up(w, apf, True)
+        assert connects(w, PODNS, address) == errno.EHOSTUNREACH
+
+
+def test_outside_with_a_gateway_that_nobody_named(make):
+    """As on Azure: the second interface has an address and no default route."""
+    w = make(Flannel())
+    w.add_outside(routes=False)
+    apf = w.inspect(*WORDS, "external", SUBNETS)
+    worker_up(w, apf, True)
+    vm_up(w, apf, True)
+    check_outside(w, six=False)
+    assert f"default via {OUT_ROUTER} dev eth1" in sh(f"ip -n {PODNS} route")
+    w.tool(VM, "guest-teardown", PODNS, apf=apf)
+    assert f"{OUT_VM}/24" in sh(f"ip -n {VM} addr show eth1")
+    assert "eth1" not in sh(f"ip -n {VM} route show default")
+
+
+def test_outside_waits_for_its_interface(make):
+    w = make(Flannel())
+    w.add_outside(addresses=False, routes=False)
+    apf = w.inspect(*WORDS, "external")
+    before = w.look()
+    failed = w.tool(VM, "guest-setup", PODNS, "wait=100", apf=apf, check=False)
+    assert "without a second interface of the VM that has an address (-ext-network-via-podvm)" in \
+        failed.stderr
+    assert w.look() == before
+
+
+# -- connection tracking --
+
+TRACKER = """table inet judge {
+ counter untracked { }
+ counter tracked { }
+ chain out {
+  type filter hook output priority 0
+  udp dport 4789 ct state untracked counter name untracked
+  udp dport 4789 ct state new,established counter name tracked
+ }
+ chain in {
+  type filter hook input priority 0
+  udp dport 4789 ct state untracked counter name untracked
+  udp dport 4789 ct state new,established counter name tracked
+ }
+}
+"""
+
+
+def packets(w, ns, name):
+    listed = json.loads(w.run(ns, "nft", "-j", "list", "counter", "inet", "judge", name).stdout)
+    return [x["counter"]["packets"] for x in listed["nftables"] if "counter" in x][0]
+
+
+@pytest.mark.parametrize("underlay", (4, 6))
+def test_tunnels_are_not_tracked(make, underlay):
+    w = make(Flannel(), underlay=underlay)
+    for ns in (NODE, VM):
+        w.run(ns, "nft", "-f", "-", stdin=TRACKER)
+    bare = {ns: rules(w, ns) for ns in (NODE, VM)}
+    apf = w.inspect(*WORDS)
+    worker_up(w, apf, False)
+    vm_up(w, apf, False)
+    w.check_traffic(1000)
+    for ns in (NODE, VM):
+        assert packets(w, ns, "tracked") > 0, "the counters see nothing"
+    down(w, apf, False, False)
+    for ns in (NODE, VM):
+        w.run(ns, "nft", "reset", "counters")
+        assert "peerpod" not in rules(w, ns)
+    for _ in range(2):
+        worker_up(w, apf, True)
+        vm_up(w, apf, True)
+    for ns in (NODE, VM):  # what came before the other end was there does not count
+        w.run(ns, "nft", "reset", "counters")
+    w.check_traffic(1000)
+    for ns in (NODE, VM):
+        assert packets(w, ns, "tracked") == 0
+        assert packets(w, ns, "untracked") > 0
+        assert rules(w, ns).count("notrack") == 4 and rules(w, ns).count("comment") == 1
+    down(w, apf)
+    for ns in (NODE, VM):
+        w.run(ns, "nft", "reset", "counters")
+        assert rules(w, ns) == bare[ns]
+
+
+def test_without_nftables(make):
+    """One line says so, and everything else works; a seccomp filter plays the kernel that lacks it."""
+    w = make(Flannel())
+    apf = w.inspect(*WORDS)
+    without = [sys.executable, str(pathlib.Path(__file__).parent / "no_nftables.py"), str(TOOL)]
+    up = w.run(NODE, *without, "setup", "/run/netns/pod", w.vm_address, stdin=json.dumps(apf))
+    assert up.stderr.count("NOTRACK is left out") == 1, up.stderr
+    up = w.run(VM, *without, "guest-setup", "/run/netns/podns", stdin=json.dumps(apf))
+    assert up.stderr.count("NOTRACK is left out") == 1, up.stderr
+    assert not rules(w, NODE) and not rules(w, VM)
+    w.check_traffic(1000)
+    w.run(NODE, *without, "teardown", "/run/netns/pod", "eth0", str(VNI))
+    w.run(VM, *without, "guest-teardown", "/run/netns/podns", stdin=json.dumps(apf))
+
+
 def many(w, n):
     """Sets up and takes down n pods of one node, eight at a time; seconds of both."""
     import concurrent.futures
@@ -342,7 +537,7 @@ def many(w, n):
     def up(i):
         mine = copy.deepcopy(apf)
         mine["pod-network"].update({"index": 1000 + i, "vxlan-id": 556000 + i})
-        w.tool(NODE, "setup", names[i], w.vm_address, apf=mine)
+        w.tool(NODE, "setup", names[i], f"192.168.{i // 250}.{i % 250}", apf=mine)
 
     def gone(i):
         w.tool(NODE, "teardown", names[i], "eth0", 556000 + i)
@@ -354,11 +549,13 @@ def many(w, n):
             middle = time.monotonic()
             links = w.run(NODE, "sh", "-c", "ip -o link | grep -c vxlan", check=False).stdout
             assert links.strip() == "0", "the node's own namespace holds a tunnel"
+            assert rules(w, NODE).count("comment") == n
             list(pool.map(gone, range(n)))
             end = time.monotonic()
         for name in names:
             assert "vxlan" not in sh(f"ip -n {name} -o link")
             assert "ingress" not in sh(f"tc -n {name} qdisc")
+        assert not rules(w, NODE)
     finally:
         w.run(NODE, "ip", "-batch", "-",
               stdin="\n".join(f"netns del {name}" for name in names), check=False)

@@ -2,12 +2,13 @@
 /*
  * podnet_tool: one side of the pod's network at a time, for tests whose other side is a script.
  *
- *   podnet_tool inspect NETNS [index=N] [vni=N] [port=N] [host=IF] [v4only] [p2p] [cidr=CIDR...]
+ *   podnet_tool inspect NETNS [index=N] [vni=N] [port=N] [host=IF] [v4only] [p2p] [cidr=CIDR,...]
+ *                       [external]
  *                                        writes apf.json to standard output
  *   podnet_tool setup NETNS VM-ADDRESS < apf.json         the worker's side
  *   podnet_tool teardown NETNS IF VNI
- *   podnet_tool guest-setup NETNS [wait=MS] [host=IF] < apf.json    the pod VM's side
- *   podnet_tool guest-teardown NETNS < apf.json
+ *   podnet_tool guest-setup NETNS [wait=MS] [host=IF] [metadata=ADDRESS] < apf.json    the pod VM's side
+ *   podnet_tool guest-teardown NETNS [metadata=ADDRESS] < apf.json
  *
  * Exit status 1 and the error's text on standard error when it failed.
  */
@@ -52,7 +53,7 @@ static bool flag(const struct words *w, const char *key)
 static int inspect(const struct words *w, struct err *err)
 {
     struct apf apf = {.has_network = true};
-    char *cidrs[] = {xstrdup(value(w, "cidr")), NULL};
+    char **cidrs = *value(w, "cidr") ? str_split(value(w, "cidr"), ',') : NULL;
     const struct podnet_config config = {
         .netns = w->argv[0],
         .host_interface = value(w, "host"),
@@ -62,7 +63,8 @@ static int inspect(const struct words *w, struct err *err)
         .port = (uint16_t)number(w, "port", 4789),
         .point_to_point = flag(w, "p2p"),
         .ipv4_only = flag(w, "v4only"),
-        .external_net_via_pod_vm = *value(w, "cidr"),
+        .external_net_via_pod_vm = flag(w, "external"),
+        .metadata_address = "",
     };
     char *text = NULL;
     size_t len = 0;
@@ -73,7 +75,7 @@ static int inspect(const struct words *w, struct err *err)
     if (r == 0)
         fwrite(text, 1, len, stdout);
     free(text);
-    free(cidrs[0]);
+    strv_free(cidrs);
     apf_done(&apf);
     return r;
 }
@@ -99,6 +101,7 @@ static int run(const char *verb, const struct words *w, struct apf *apf, struct 
 {
     const struct podnet_guest guest = {.netns = w->argv[0],
                                        .host_interface = value(w, "host"),
+                                       .metadata = value(w, "metadata"),
                                        .wait_ms = number(w, "wait", 5000)};
     uint64_t vni;
 

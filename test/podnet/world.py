@@ -15,6 +15,11 @@ HERE = pathlib.Path(__file__).resolve().parent
 TOOL = pathlib.Path(os.environ.get("PEERPOD_BIN", "build/bin")) / "podnet_tool"
 NODE, POD, NEIGHBOUR, VM, PODNS = "node", "pod", "neighbour", "vm", "podns"
 ALL = (NODE, POD, NEIGHBOUR, VM, PODNS)
+# What the VM's second interface leads to: addresses of the VM, of the router, of a server behind it.
+OUTSIDE = "outside"
+OUT_VM, OUT_ROUTER, OUT_SERVER = "203.0.113.7", "203.0.113.1", "198.51.100.9"
+OUT_VM6, OUT_ROUTER6, OUT_SERVER6 = "2001:db8:113::7", "2001:db8:113::1", "2001:db8:51::9"
+METADATA, METADATA6 = "169.254.169.254", "fd00:ec2::254"
 
 
 def path(ns):
@@ -130,11 +135,29 @@ class World:
         for key in ("ipv4.ip_forward", "ipv6.conf.all.forwarding"):
             self.run(NODE, "sysctl", "-qw", f"net.{key}=1")
         style.make()
+        self.namespaces = ALL
         self.processes = []
+
+    def add_outside(self, addresses=True, routes=True):
+        """The VM's second interface eth1, and who is behind it: a server, the metadata service."""
+        self.namespaces = (*ALL, OUTSIDE)
+        sh(f"ip netns add {OUTSIDE}")
+        sh(f"ip -n {OUTSIDE} link set lo up")
+        sh(f"ip -n {VM} link add eth1 type veth peer name r1 netns {OUTSIDE}")
+        for a in (f"{OUT_SERVER}/32", f"{METADATA}/32", f"{OUT_SERVER6}/128", f"{METADATA6}/128"):
+            sh(f"ip -n {OUTSIDE} addr add {a} dev lo")
+        for a in (f"{OUT_ROUTER}/24", f"{OUT_ROUTER6}/64"):
+            sh(f"ip -n {OUTSIDE} addr add {a} dev r1 nodad")
+        sh(f"ip -n {OUTSIDE} link set r1 up")
+        sh(f"ip -n {VM} link set eth1 up")
+        for a in (f"{OUT_VM}/24", f"{OUT_VM6}/64") if addresses else ():
+            sh(f"ip -n {VM} addr add {a} dev eth1 nodad")
+        for router in (OUT_ROUTER, OUT_ROUTER6) if routes else ():
+            sh(f"ip -n {VM} route add default via {router} dev eth1 metric 200")
 
     def close(self):
         self.end_processes()
-        for ns in ALL:
+        for ns in self.namespaces:
             sh(f"ip netns del {ns}", check=False)
 
     # -- programs --
@@ -187,7 +210,7 @@ class World:
     # -- what is there --
 
     def look(self):
-        return {ns: picture(ns) for ns in ALL}
+        return {ns: picture(ns) for ns in self.namespaces}
 
 
 def counters(snmp, snmp6):

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 pp_unit_test(net rtnl SOURCES ${CMAKE_CURRENT_LIST_DIR}/net_rtnl_test.c DEPS pp_net)
 pp_unit_test(net link SOURCES ${CMAKE_CURRENT_LIST_DIR}/net_link_test.c DEPS pp_net pp_test_world)
+pp_unit_test(net notrack SOURCES ${CMAKE_CURRENT_LIST_DIR}/net_notrack_test.c
+  DEPS pp_net pp_test_world)
 pp_unit_test(net tunnel SOURCES ${CMAKE_CURRENT_LIST_DIR}/net_tunnel_test.c
   DEPS pp_net pp_test_world)
 if(BUILD_TESTING)

@@ -83,10 +83,15 @@ static void test_veth_into_namespace(void **state)
     ok(link_set_mtu(here, a.index, 1400, &err), &err);
     ok(link_rename(there, b.index, "eth7", &err), &err);
     ok(link_find(there, "eth7", &b, &err), &err);
-    ok(link_move(here, a.index, ns, &err), &err);
+    ok(link_set_alias(here, a.index, "was a0", &err), &err);
+    ok(link_move(here, a.index, ns, "a1", &err), &err);
     assert_int_equal(link_find(here, "a0", &a, &err), -ENODEV);
-    ok(link_find(there, "a0", &a, &err), &err);
+    ok(link_find(there, "a1", &a, &err), &err);
     assert_int_equal(a.mtu, 1400);
+    assert_string_equal(a.alias, "was a0");
+    ok(link_set_alias(there, a.index, "", &err), &err);
+    ok(link_find(there, "a1", &a, &err), &err);
+    assert_string_equal(a.alias, "");
     ok(link_delete(there, a.index, &err), &err);
     ok(link_delete(there, a.index, &err), &err);
     close(ns);
