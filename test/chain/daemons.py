@@ -90,5 +90,5 @@ def echo(agent, text):
 def kill_daemon(daemon):
     """The daemon alone; its keeper starts the next one."""
     before = generation(daemon)
-    os.kill(daemon.daemon_pid(), signal.SIGKILL)
+    os.kill(wait_for(daemon.daemon_pid), signal.SIGKILL)
     wait_for(lambda: generation(daemon) > before and daemon.serves())
