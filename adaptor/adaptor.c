@@ -162,7 +162,7 @@ static int begin(struct adaptor *a, struct err *err)
     if (r < 0)
         return r;
     tenure_init(&a->tenure, a->pods_fd, a->pods_dir);
-    r = takeover_begin(a->loop, &a->tenure, &a->takeover, err);
+    r = takeover_begin(a->loop, a->jobs, &a->tenure, &a->takeover, err);
     if (r == 0) {
         a->phase = phase_new(a->pods_fd);
         r = tenure_raise(&a->tenure, err);

@@ -106,6 +106,7 @@ struct message {
 struct takeover {
     uv_loop_t *loop;
     struct tenure *tenure;
+    struct job_pool *jobs; /* of the daemon, to be left alone at the end */
     int listen_fd, predecessor;
     uv_poll_t *listener, *waiting;
 };
@@ -373,11 +374,13 @@ static int take_over(struct takeover *o, const struct err *busy, struct err *err
     return r < 0 ? err_set(err, r, "%s", local.text) : 0;
 }
 
-int takeover_begin(uv_loop_t *loop, struct tenure *t, struct takeover **ret, struct err *err)
+int takeover_begin(uv_loop_t *loop, struct job_pool *jobs, struct tenure *t, struct takeover **ret,
+                   struct err *err)
 {
     struct takeover *o = xcalloc(1, sizeof(*o));
     struct err busy = ERR_INIT;
-    *o = (struct takeover){.loop = loop, .tenure = t, .listen_fd = -1, .predecessor = -1};
+    *o = (struct takeover){
+        .loop = loop, .tenure = t, .jobs = jobs, .listen_fd = -1, .predecessor = -1};
     int r = tenure_begin(t, &busy);
     if (r == -EBUSY)
         r = take_over(o, &busy, err);
@@ -457,6 +460,7 @@ _noreturn_ static void end(struct takeover *o, const struct everything *e, bool 
             fdstore_remove(e->all[i].name, NULL);
     }
     log_info("handed %zu descriptors over; the successor serves: ending", e->n);
+    job_pool_abandon(o->jobs);
     _exit(FDSTORE_EXIT_HANDED_OVER);
 }
 
