@@ -45,7 +45,9 @@
  * (each connection has READ_BASE free, more comes out of RPC_BODIES_MAX; a body grows as it
  * arrives, not as it is announced), answers not yet read. A connection whose answers pile up is not
  * read from until they have gone. A frame that dribbles for over a minute ends its connection when
- * no call is in flight there; connections that are idle between frames live for ever.
+ * no call is in flight there; connections that are idle between frames live for ever. When all are
+ * taken, the oldest that has never sent a whole frame goes: no shim is silent first. Where all have
+ * spoken, new ones wait in the backlog.
  */
 #include "adaptor/rpc.h"
 
@@ -54,6 +56,7 @@
 #include <poll.h>
 #include <stddef.h>
 #include <sys/random.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -64,7 +67,7 @@
 #include "base/str.h"
 #include "relay/fdstore.h"
 
-#define READ_BASE (16U << 10)    /* storage that each connection may have without asking */
+#define READ_BASE (4U << 10)     /* storage that each connection may have without asking */
 #define READ_SCRATCH (64U << 10) /* one recv of bytes to throw away */
 #define READ_TURN (256U << 10)   /* bytes read from one connection before others get a turn */
 #define OUT_PAUSE (256U << 10)   /* unread answers at which reading pauses */
@@ -74,6 +77,7 @@
 #define DURABLE_FRAMES 32U
 #define DURABLE_BYTES (64U << 10) /* well below what a sender's buffer holds: 208 KiB */
 #define AGAIN_MS 50
+#define DURABLE_DRIBBLE_MS 1000 /* for a whole frame; a shim's comes in one piece */
 
 struct reader {
     struct rpc_server *server; /* whose budget it uses */
@@ -94,6 +98,7 @@ struct conn {
     int fd;
     int events; /* what the poll is set to */
     bool eof, closing;
+    bool spoke; /* it has sent a whole frame */
     struct reader reader;
     struct buf out;
     struct rpc_call *calls; /* in flight */
@@ -622,6 +627,7 @@ static void conn_serve(struct conn *conn)
     while (!conn->closing && conn->out.len < OUT_PAUSE && reader_next(&conn->reader, &body)) {
         uint64_t frame = conn_note_frame(conn);
 
+        conn->spoke = true;
         conn_frame(conn, body);
         reader_consume(&conn->reader);
         if (!conn_find_frame(conn, frame))
@@ -629,11 +635,15 @@ static void conn_serve(struct conn *conn)
     }
 }
 
-/* It has more under way than a durable connection may. */
+/* It has more under way than a durable connection may, or for longer: such a one costs a look every
+ * AGAIN_MS. */
 static bool conn_overflows(const struct conn *conn)
 {
+    int64_t since = conn->reader.since_ms;
+
     return *conn->name && (conn->queued > DURABLE_BYTES ||
-                           conn->next_frame - conn->first_frame >= DURABLE_FRAMES - 1);
+                           conn->next_frame - conn->first_frame >= DURABLE_FRAMES - 1 ||
+                           (since != 0 && clock_mono_ms() - since > DURABLE_DRIBBLE_MS));
 }
 
 /* Reads and serves until there is nothing more, the turn is over, or answers pile up. */
@@ -714,11 +724,16 @@ static void conn_hangup(struct conn *conn)
     conn_close(conn);
 }
 
+static bool ready(int fd, short event)
+{
+    struct pollfd p = {.fd = fd, .events = event};
+
+    return poll(&p, 1, 0) > 0 && p.revents & (event | POLLHUP | POLLERR | POLLNVAL);
+}
+
 static bool conn_hung_up(const struct conn *conn)
 {
-    struct pollfd p = {.fd = conn->fd};
-
-    return poll(&p, 1, 0) > 0 && p.revents & (POLLHUP | POLLERR | POLLNVAL);
+    return ready(conn->fd, 0);
 }
 
 static void server_again(uv_timer_t *timer);
@@ -733,6 +748,8 @@ static void conn_event(uv_poll_t *poll_handle, int status, int events)
     conn_flush(conn);
     conn_serve(conn); /* frames that waited for room in the output */
     conn_read(conn);
+    if (conn_overflows(conn))
+        conn_make_ordinary(conn);
     if (conn_hung_up(conn) && (conn->eof || !conn_reads(conn)))
         conn_hangup(conn);
     else if (conn_spent(conn))
@@ -821,6 +838,7 @@ static void server_add(struct rpc_server *server, int fd, const char *name)
         snprintf(fresh, sizeof(fresh), "%s.%016" PRIx64, server->store, number);
         conn_make_durable(conn, name ? name : fresh, name);
     }
+    conn->spoke = name; /* or may have, to our predecessor */
     conn_watch(conn);
 }
 
@@ -833,6 +851,30 @@ static void server_pause(struct rpc_server *server, const char *why)
     server->full_logged = true;
 }
 
+static struct conn *oldest_silent(const struct rpc_server *server)
+{
+    struct conn *oldest = NULL;
+
+    for (struct conn *conn = server->conns; conn; conn = conn->next)
+        oldest = conn->spoke ? oldest : conn;
+    return oldest;
+}
+
+/* What a silent connection has sent meanwhile is looked at first. False: all have spoken. */
+static bool server_make_room(struct rpc_server *server)
+{
+    while (server->connection_count >= server->max_connections) {
+        struct conn *conn = oldest_silent(server);
+
+        if (!conn)
+            return false;
+        conn_event(&conn->poll, 0, UV_READABLE);
+        if (!conn->closing && !conn->spoke)
+            conn_close(conn);
+    }
+    return true;
+}
+
 static void server_readable(uv_poll_t *poll_handle, int status, int events)
 {
     struct rpc_server *server = container_of(poll_handle, struct rpc_server, listener);
@@ -842,7 +884,9 @@ static void server_readable(uv_poll_t *poll_handle, int status, int events)
     for (unsigned i = 0; i < ACCEPT_TURN && !server->closing; i++) {
         int fd;
 
-        if (server->connection_count >= server->max_connections) {
+        if (!ready(server->listen_fd, POLLIN))
+            return;
+        if (!server_make_room(server)) {
             server_pause(server, "which is the limit");
             return;
         }
@@ -890,6 +934,15 @@ static void adopt(const char *name, int fd, void *arg)
     server_add(arg, fdstore_take(name), name);
 }
 
+static unsigned default_connections(void)
+{
+    struct rlimit limit;
+
+    if (getrlimit(RLIMIT_NOFILE, &limit) < 0)
+        return RPC_CONNECTIONS_DEFAULT;
+    return (unsigned)MIN(limit.rlim_cur / 4, (rlim_t)RPC_CONNECTIONS_DEFAULT);
+}
+
 int rpc_server_new(uv_loop_t *loop, int listen_fd, unsigned max_connections, const char *store,
                    const struct rpc_method *methods, void *owner, struct rpc_server **ret,
                    struct err *err)
@@ -907,7 +960,7 @@ int rpc_server_new(uv_loop_t *loop, int listen_fd, unsigned max_connections, con
     server->methods = methods;
     server->owner = owner;
     server->listen_fd = listen_fd;
-    server->max_connections = max_connections ? max_connections : RPC_CONNECTIONS_DEFAULT;
+    server->max_connections = max_connections ? max_connections : default_connections();
     server->listener.data = server;
     server->handles = 3;
     snprintf(server->store, sizeof(server->store), "%s", store ? store : "");

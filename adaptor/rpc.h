@@ -12,7 +12,7 @@
 #include "base/err.h"
 #include "wire/ttrpc.h"
 
-#define RPC_CONNECTIONS_DEFAULT 1024U /* more wait in the listener's backlog */
+#define RPC_CONNECTIONS_DEFAULT 4096U /* two for each pod, as Rust shims have them, and some more */
 #define RPC_CALLS_PER_CONNECTION 512U /* more are answered 8 */
 #define RPC_BODIES_MAX (64U << 20)    /* of requests not yet complete, all connections; beyond: 8 */
 #define RPC_OUT_MAX (16U << 20)       /* unread answers of one connection; beyond: closed */
@@ -45,7 +45,8 @@ int rpc_listen(const char *path, int *ret_fd, struct err *err);
  * are kept there, and calls that were not answered are handed to their handlers again after a
  * restart (their methods must be idempotent). NULL: connections end with the process.
  * Takes listen_fd (on failure too). methods: borrowed, ends with {NULL}. owner goes to the
- * handlers. max_connections 0: the default. Peers must be root or our own uid.
+ * handlers. max_connections 0: the default, but at most a quarter of RLIMIT_NOFILE. Peers must be root
+ * or our own uid.
  */
 int rpc_server_new(uv_loop_t *loop, int listen_fd, unsigned max_connections, const char *store,
                    const struct rpc_method *methods, void *owner, struct rpc_server **ret,

@@ -2,6 +2,7 @@
 """Conformance of the ttrpc server (kata-contract.md 7, cases 1-10 and 27). Cases that take `any_server`
 run against whatever serves hypervisor.Hypervisor (--socket PATH, or the test server); those that take
 `server` need the test server's methods that block, fail and count."""
+import contextlib
 import os
 import socket
 import stat
@@ -573,6 +574,32 @@ def test_connections_are_bounded(run, short_dir):
         client.close()
     assert server.program.stop() == 0
     assert "which is the limit" in server.program.log()
+
+
+def ended(client):
+    try:
+        return not client.silent(0)
+    except ConnectionResetError:
+        return True
+
+
+def test_the_silent_make_room(run, short_dir):
+    """Full of connections that have said nothing, or half of something: who speaks is served, who has spoken stays."""
+    server = start_server(run, short_dir, "20")
+    spoken = [server.client() for _ in range(3)]
+    for client in spoken:
+        check_alive(client)
+    silent = [server.client() for _ in range(200)]
+    for client in silent[::2]:
+        with contextlib.suppress(OSError):
+            client.send(frame(1, VERSION_BODY)[:7])
+    check_fresh(server)
+    for client in spoken:
+        check_alive(client)
+    assert sum(not ended(client) for client in silent) <= 17
+    for client in spoken + silent:
+        client.close()
+    assert server.program.stop() == 0
 
 
 def test_out_of_descriptors(run, short_dir):
