@@ -6,6 +6,7 @@ seconds that its import takes. The proxy keeps every exchange as bytes, honours 
 (moto makes a second instance), and does what a test's rules say: answer itself, drop, delay, call the
 test back. It listens on a port that the kernel chose.
 """
+import functools
 import http.client
 import http.server
 import json
@@ -33,16 +34,29 @@ IMAGE_NAME = "amzn-ami-hvm-2017.09.1.20171103-x86_64-gp2"
 
 # -- moto --
 
-def import_moto():
-    import moto.server  # noqa: F401
-    from moto import backends
-    for service in ("ec2", "sts", "iam", "instance_metadata"):
-        backends.get_backend(service)
-
-
-def serve_moto(report):
-    import werkzeug.serving
+@functools.lru_cache(maxsize=None)
+def moto_app():
+    """What every server is forked from: it has answered the first request to each service, which takes
+    most of a second (url maps, the list of AMIs)."""
+    import werkzeug.test
     from moto.server import DomainDispatcherApplication, create_backend_app
+    app = DomainDispatcherApplication(create_backend_app)
+    client = werkzeug.test.Client(app)
+    for service, version, action in (("ec2", "2016-11-15", "DescribeImages"),
+                                     ("ec2", "2016-11-15", "DescribeSubnets"),
+                                     ("ec2", "2016-11-15", "DescribeSecurityGroups"),
+                                     ("iam", "2010-05-08", "ListUsers"),
+                                     ("sts", "2011-06-15", "GetCallerIdentity")):
+        signed = ("AWS4-HMAC-SHA256 Credential=setup/20260101/"
+                  f"{REGION}/{service}/aws4_request, SignedHeaders=host, Signature=0")
+        done = client.post("/", data={"Action": action, "Version": version},
+                           headers={"Authorization": signed})
+        assert done.status_code == 200, done.text
+    return app
+
+
+def serve_moto(report, app):
+    import werkzeug.serving
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     devnull = os.open(os.devnull, os.O_WRONLY)
     os.dup2(devnull, 1)
@@ -54,8 +68,8 @@ def serve_moto(report):
         def log(self, *_args):
             pass
 
-    server = werkzeug.serving.make_server("127.0.0.1", 0, DomainDispatcherApplication(
-        create_backend_app), threaded=True, request_handler=Quiet)
+    server = werkzeug.serving.make_server("127.0.0.1", 0, app, threaded=True,
+                                          request_handler=Quiet)
     os.write(report, str(server.server_port).encode())
     os.close(report)
     server.serve_forever()
@@ -63,13 +77,13 @@ def serve_moto(report):
 
 class Moto:
     def __init__(self):
-        import_moto()
+        app = moto_app()
         reader, writer = os.pipe()
         self.pid = os.fork()
         if self.pid == 0:
             try:
                 os.close(reader)
-                serve_moto(writer)
+                serve_moto(writer, app)
             finally:
                 os._exit(1)
         os.close(writer)
