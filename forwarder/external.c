@@ -10,9 +10,9 @@
  * The kernel takes addresses and routes away from a link that moves, and we may be killed behind the
  * move. So what is to be put back is written on the link itself before, as its alias:
  *
- *     peerpod-external eth1 192.0.2.7/24 gw=192.0.2.1@100 2001:db8::7/64 near=fe80::1@0
+ *     peerpod-external eth1 192.0.2.7/24 gw=192.0.2.1@100/16 2001:db8::7/64 near=fe80::1@0/0
  *
- * (gw: of a route of its own, with its metric; near: concluded). A link with such an alias is ours to
+ * (gw: of a route of its own, with its metric and who made it; near: concluded). A link with such an alias is ours to
  * finish, wherever it is: in podns on the way in, in the VM's namespace on the way back, where the
  * alias goes last.
  */
@@ -61,25 +61,27 @@ static int alias_write(const struct external *e, char out[LINK_ALIAS_SIZE])
         r = str_format(out + at, LINK_ALIAS_SIZE - at, " %s/%u", a, e->address[i].prefix);
         at = strlen(out);
         if (r >= 0 && *gw)
-            r = str_format(out + at, LINK_ALIAS_SIZE - at, " %s=%s@%u",
-                           e->has_route[i] ? "gw" : "near", gw, e->metric[i]);
+            r = str_format(out + at, LINK_ALIAS_SIZE - at, " %s=%s@%u/%u",
+                           e->has_route[i] ? "gw" : "near", gw, e->metric[i], e->protocol[i]);
     }
     return r;
 }
 
 static void read_gateway(const char *word, struct external *e)
 {
-    const char *value = strchr(word, '=') + 1, *at = strchr(value, '@');
-    char text[NET_ADDRESS_SIZE];
+    _cleanup_(strv_freep) char **parts = str_split(strchr(word, '=') + 1, '@');
+    _cleanup_(strv_freep) char **numbers = parts[0] && parts[1] ? str_split(parts[1], '/') : NULL;
     struct net_address gw;
-    uint64_t metric = 0;
+    uint64_t metric, protocol;
 
-    if (!at || str_format(text, sizeof(text), "%.*s", (int)(at - value), value) < 0 ||
-        net_address_parse(text, &gw) < 0 || str_to_u64(at + 1, UINT32_MAX, &metric) < 0)
+    if (!numbers || !numbers[0] || !numbers[1] || net_address_parse(parts[0], &gw) < 0 ||
+        str_to_u64(numbers[0], UINT32_MAX, &metric) < 0 ||
+        str_to_u64(numbers[1], UINT8_MAX, &protocol) < 0)
         return;
     int i = slot(gw.family);
     e->gw[i] = gw;
     e->metric[i] = (uint32_t)metric;
+    e->protocol[i] = (uint8_t)protocol;
     e->has_route[i] = str_starts(word, "gw=");
 }
 
@@ -163,6 +165,7 @@ static void conclude_gateway(const struct vm *v, struct external *e, int family)
     if (own) {
         e->gw[i] = own->gw;
         e->metric[i] = own->metric;
+        e->protocol[i] = own->protocol;
         /* Two of one metric: put back, it would be in the other's place. */
         e->has_route[i] = own == used || own->metric != used->metric;
     } else if (used && other && same_network(mine, other)) {
@@ -249,7 +252,7 @@ static int add_routes(struct rtnl *nl, const struct external *e, bool back, stru
                                          .gw = e->gw[i],
                                          .onlink = true,
                                          .metric = back ? e->metric[i] : 0,
-                                         .protocol = RTPROT_BOOT}; /* as the Go forwarder's */
+                                         .protocol = back ? e->protocol[i] : RTPROT_BOOT};
         if (e->gw[i].family && (!back || e->has_route[i]))
             r = link_route_add(nl, &route, err);
     }

@@ -9,10 +9,11 @@ struct external {
     char name[IFNAMSIZ]; /* in the VM's namespace */
     struct link_address address[2];
     struct net_address gw[2];
-    uint32_t metric[2]; /* of its own default route */
-    bool has_route[2];  /* false: the gateway was concluded */
-    bool moved;         /* it is in podns */
-    int index;          /* where it is */
+    uint32_t metric[2];  /* of its own default route */
+    uint8_t protocol[2]; /* likewise */
+    bool has_route[2];   /* false: the gateway was concluded */
+    bool moved;          /* it is in podns */
+    int index;           /* where it is */
 };
 
 /* Looks in podns, then in the VM. tunnel: index of the interface that carries the tunnel. -ENODEV

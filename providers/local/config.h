@@ -23,9 +23,14 @@ struct local_config {
 /* Pairs of 198.18.0.0/15 (RFC 2544, benchmarks: never routed): 2 * index is the worker's end,
  * 2 * index + 1 the VM's. */
 #define LOCAL_NET 0xc6120000U
+/* The second interface, where a pod is to reach the world by it: pairs of 100.126.0.0/15, a part of RFC
+ * 6598's shared space. */
+#define LOCAL_OUTER_NET 0x647e0000U
 #define LOCAL_INDEX_MAX 65535U
 #define LOCAL_LINK_PREFIX "ppl" /* + index: the worker's end of the link */
 #define LOCAL_VM_LINK "eth0"
+#define LOCAL_OUTER_PREFIX "ppx"
+#define LOCAL_VM_OUTER_LINK "eth1"
 #define LOCAL_TOKEN_LEN 32 /* hex digits */
 #define LOCAL_ID_SIZE 64
 

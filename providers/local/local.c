@@ -205,9 +205,6 @@ static int check_request(const struct local_config *config, const struct instanc
     if (strlen(request->name) > INSTANCE_NAME_MAX || n > INSTANCE_TAGS_MAX)
         return err_set(err, -EINVAL, "instance name over %d characters or over %d tags",
                        INSTANCE_NAME_MAX, INSTANCE_TAGS_MAX);
-    if (request->external_network)
-        return err_set(err, -ENOTSUP,
-                       "-ext-network-via-podvm: VMs of the local provider have one interface");
     if (request->user_data_len > USER_DATA_MAX)
         return err_set(err, -E2BIG, "user data of %zu bytes, the local provider takes %u",
                        request->user_data_len, USER_DATA_MAX);
@@ -287,6 +284,7 @@ static int create_once(struct local_provider *l, struct job *job,
         (void)str_format(ret->id, sizeof(ret->id), "%s", rec.id);
         return r;
     }
+    rec.external_network = request->external_network;
     r = create_locked(l, job, &rec, new, lock, ret, err);
     close(lock);
     store_record_done(&rec);

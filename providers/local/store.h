@@ -18,6 +18,7 @@ struct store_record {
     char name[INSTANCE_NAME_MAX + 1];
     char token[LOCAL_TOKEN_LEN + 1];
     uint32_t index;
+    bool external_network; /* of the request at hand, not kept */
     size_t n_tags;
     char *tags[INSTANCE_TAGS_MAX][2]; /* owned: store_record_done */
 };

@@ -265,6 +265,7 @@ int vm_start(struct store *s, const struct local_config *config, const struct st
         [VM_ARG_GUEST_DIR] = programs.guest_dir,
         [VM_ARG_AGENT] = programs.agent,
         [VM_ARG_BOOT_DELAY_MS] = delay,
+        [VM_ARG_OUTER] = rec->external_network ? "1" : "0",
         [VM_ARG_FAULT] = config->guest_fault,
     };
     return run_helper(&programs, (char *const *)(uintptr_t)argv, log, lock, err);
@@ -305,17 +306,16 @@ static int end_processes(struct store *s, struct job *job, const char *id, struc
                  : 0;
 }
 
-static int end_link(const struct store_record *rec, struct err *err)
+static int end_link(struct rtnl *nl, const char *prefix, const struct store_record *rec,
+                    struct err *err)
 {
-    _cleanup_(rtnl_closep) struct rtnl *nl = NULL;
     unsigned char mac[NET_MAC_LEN];
     char name[IFNAMSIZ];
     struct link link;
-    int r = rtnl_open(&nl, err);
+    int r = str_format(name, sizeof(name), "%s%u", prefix, rec->index);
 
     if (r < 0)
-        return r;
-    (void)str_format(name, sizeof(name), LOCAL_LINK_PREFIX "%u", rec->index);
+        return err_errno(err, r, "link %s%u", prefix, rec->index);
     local_link_mac(rec->token, mac);
     r = link_find(nl, name, &link, err);
     if (r == -ENODEV || (r == 0 && memcmp(link.mac, mac, sizeof(mac)) != 0))
@@ -325,16 +325,20 @@ static int end_link(const struct store_record *rec, struct err *err)
 
 int vm_stop(struct store *s, struct job *job, const struct store_record *rec, struct err *err)
 {
+    _cleanup_(rtnl_closep) struct rtnl *nl = NULL;
     int r = end_processes(s, job, rec->id, err);
 
-    return r < 0 ? r : end_link(rec, err);
+    r = r < 0 ? r : rtnl_open(&nl, err);
+    r = r < 0 ? r : end_link(nl, LOCAL_OUTER_PREFIX, rec, err);
+    return r < 0 ? r : end_link(nl, LOCAL_LINK_PREFIX, rec, err);
 }
 
 bool vm_index_taken(uint32_t index, void *arg)
 {
     struct link link;
-    char name[IFNAMSIZ];
+    char inner[IFNAMSIZ], outer[IFNAMSIZ];
 
-    (void)str_format(name, sizeof(name), LOCAL_LINK_PREFIX "%u", index);
-    return link_find(arg, name, &link, NULL) == 0;
+    (void)str_format(inner, sizeof(inner), LOCAL_LINK_PREFIX "%u", index);
+    (void)str_format(outer, sizeof(outer), LOCAL_OUTER_PREFIX "%u", index);
+    return link_find(arg, inner, &link, NULL) == 0 || link_find(arg, outer, &link, NULL) == 0;
 }

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The pod's network through the whole chain: daemon, VM, forwarder. The node is the pod's neighbour; a server
 in the VM's podns answers on the pod's IP."""
+import errno
+import itertools
 import json
 import os
 import pathlib
@@ -105,7 +107,7 @@ def test_the_forwarder_starts_again_in_a_running_network(node, run):
     netns, address = attached_netns(1)
     path = node.run_pod(netns=netns)
     podns = podns_of(address)
-    before = ip_in(podns, "-o", "link", "show", "eth0").split(":")[0]
+    before = run_in(podns, "ip", "-o", "link", "show", "eth0").split(":")[0]
     serve(run, podns, address)
     with Client(path) as agent:
         assert agent.call(HEALTH, "Check", b"").code == ttrpc.OK
@@ -114,12 +116,13 @@ def test_the_forwarder_starts_again_in_a_running_network(node, run):
                 os.kill(int(proc.name), signal.SIGKILL)
         assert agent.call(HEALTH, "Check", b"").code == ttrpc.OK
     fetch(address)
-    assert ip_in(podns, "-o", "link", "show", "eth0").split(":")[0] == before
+    assert run_in(podns, "ip", "-o", "link", "show", "eth0").split(":")[0] == before
     assert node.vm_log().count("pod network: eth0 has 10.99.1.7/24, MTU 1450") == 2
 
 
-def ip_in(netns, *argv):
-    return subprocess.check_output(["nsenter", f"--net={netns}", "ip", *argv], text=True)
+def run_in(netns, *argv):
+    return subprocess.check_output(["nsenter", f"--net={netns}", *map(str, argv)], text=True,
+                                   timeout=30)
 
 
 def test_a_netns_that_is_not_there(node):
@@ -168,74 +171,114 @@ def test_ids_start_where_the_operator_says(short_dir):
     n.stop()
 
 
-def vm_netns():
-    """The VM's own namespace, as its forwarder has it; the newest VM's."""
-    pids = [int(p.name) for p in pathlib.Path("/proc").glob("[0-9]*")
-            if comm(p.name).startswith("agent-protocol")]
-    return pathlib.Path(f"/proc/{max(pids)}/ns/net")
+# -- outside by the VM --
+
+NUMBERS = itertools.count(100)  # no test meets the VM of another one
+CLOUD, WORLD = "169.254.169.254", "203.0.113.9"
+EXTERNAL = ("-ext-network-via-podvm", "-pod-subnet-cidrs", "10.99.0.0/16")
 
 
-def metadata_service(run):
-    """A service in the VM's namespace at the clouds' address: tells whoever asks what was asked."""
-    netns = vm_netns()
-    ip_in(netns, "addr", "add", "169.254.169.254/32", "dev", "eth0")
-    code = ("import socket\n"
-            "s = socket.create_server(('169.254.169.254', 80)); print('ready', flush=True)\n"
-            "while True:\n"
-            "  c, _ = s.accept(); q = c.recv(4096).split()[1]\n"
-            "  c.sendall(b'HTTP/1.0 200 OK\\r\\n\\r\\nrole ' + q); c.close()")
-    log = run("nsenter", f"--net={netns}", sys.executable, "-c", code)
-    wait_for(lambda: "ready" in log.log())
+@pytest.fixture
+def node_factory(short_dir):
+    nodes = []
 
+    def make(*flags, **more):
+        nodes.append(Node(short_dir, *flags, **more))
+        return nodes[-1]
 
-def ask_metadata(podns):
-    code = ("import urllib.request as u\n"
-            "o = u.build_opener(u.ProxyHandler({}))\n"
-            "print(o.open('http://169.254.169.254/x', timeout=3).read().decode())")
-    return subprocess.run(["nsenter", f"--net={podns}", sys.executable, "-c", code], text=True,
-                          capture_output=True, check=False).stdout.strip()
-
-
-def test_the_metadata_service_is_closed_to_containers(node, run):
-    netns, address = attached_netns(1)
-    node.run_pod(netns=netns)
-    metadata_service(run)
-    assert ask_metadata(podns_of(address)) == ""
-
-
-def test_the_metadata_service_is_opened_by_an_option(short_dir, run):
-    n = Node(short_dir, "-pod-metadata-address", "169.254.169.254")
-    netns, address = attached_netns(3)  # of no VM of the tests before
-    try:
-        path = n.start().run_pod(netns=netns)
-        metadata_service(run)
-        podns = podns_of(address)
-        assert ask_metadata(podns) == "role /x"
-        with Client(path) as agent:  # and again behind a restart of the forwarder
-            os.kill(int(vm_netns().parent.parent.name), signal.SIGKILL)
-            assert agent.call(HEALTH, "Check", b"").code == ttrpc.OK
-        wait_for(lambda: ask_metadata(podns) == "role /x")
-    finally:
+    yield make
+    for n in nodes:
         n.stop()
-        ip("netns del cni-3")
+        print(n.log(), n.vm_log())
+    for name in ip("netns list").split("\n"):
+        if name:
+            ip(f"netns del {name.split()[0]}")
+
+
+@pytest.fixture
+def world(run):
+    """The node is the world, and the metadata service of the VMs' cloud too."""
+    for address in (CLOUD, WORLD):
+        ip(f"addr add {address}/32 dev lo")
+        log = run(sys.executable, TRAFFIC, "serve", address, "80", BYTES)
+        wait_for(lambda log=log: "ready" in log.log())
+    yield
+    for address in (CLOUD, WORLD):
+        ip(f"addr del {address}/32 dev lo")
+
+
+def begin(node):
+    """Starts a pod; its address and podns."""
+    netns, address = attached_netns(next(NUMBERS))
+    node.start().run_pod(netns=netns)
+    return address, podns_of(address)
+
+
+def fetch_in(netns, address):
+    """The client's own address."""
+    return run_in(netns, sys.executable, TRAFFIC, "fetch", address, "80", BYTES).strip()
+
+
+def connects(netns, address):
+    """Zero, or the number of the error."""
+    code = f"import socket;s=socket.socket();s.settimeout(5);print(s.connect_ex(('{address}',80)))"
+    return int(run_in(netns, sys.executable, "-c", code))
+
+
+def forwarder():
+    """The newest VM's."""
+    return max(int(p.name) for p in pathlib.Path("/proc").glob("[0-9]*")
+               if comm(p.name).startswith("agent-protocol"))
+
+
+def kill_forwarder(node, said):
+    """Until the next one has said so, as this one did."""
+    before = node.vm_log().count(said)
+    os.kill(forwarder(), signal.SIGKILL)
+    wait_for(lambda: node.vm_log().count(said) > before)
+
+
+def test_outside_by_the_vms_second_interface(node_factory, world, run):
+    node = node_factory(*EXTERNAL)
+    address, podns = begin(node)
+    serve(run, podns, address)
+    for _ in range(2):
+        fetch(address)
+        assert fetch_in(podns, WORLD).startswith(("100.126.", "100.127.")), "the VM's second one"
+        assert connects(podns, CLOUD) == errno.EHOSTUNREACH
+        assert connects(f"/proc/{forwarder()}/ns/net", CLOUD) == 0, "the VM itself reaches it"
+        kill_forwarder(node, "outside by eth1")
+    assert node.stop_vm().code == ttrpc.OK
+    node.wait_gone()
+    assert "ppx" not in ip("-o link")
+
+
+def test_the_metadata_service_is_closed_to_containers(node_factory, run):
+    address, podns = begin(node_factory())
+    vm = f"/proc/{forwarder()}/ns/net"
+    run_in(vm, "ip", "addr", "add", f"{CLOUD}/32", "dev", "eth0")
+    log = run("nsenter", f"--net={vm}", sys.executable, TRAFFIC, "serve", CLOUD, "80", BYTES)
+    wait_for(lambda: "ready" in log.log())
+    assert connects(vm, CLOUD) == 0
+    assert connects(podns, CLOUD) != 0
+
+
+@pytest.mark.parametrize("more", ((), EXTERNAL), ids=("tunnel", "external"))
+def test_the_metadata_service_is_opened(node_factory, world, more):
+    """The address is one of podns' own then; the forwarder, that listens there, asks the cloud."""
+    node = node_factory("-pod-metadata-address", CLOUD, *more)
+    _, podns = begin(node)
+    assert fetch_in(podns, CLOUD) == CLOUD
+    kill_forwarder(node, "containers reach the metadata service of this VM")
+    assert fetch_in(podns, CLOUD) == CLOUD
 
 
 @pytest.mark.parametrize("flags, says", [
     (("-pod-metadata-address", "metadata.google.internal"), "is not a numeric address"),
     (("-pod-subnet-cidrs", "10.0.0.0/8,ten"), "'ten' is not a subnet"),
+    (("-pod-subnet-cidrs", "10.0.0.0/33"), "'10.0.0.0/33' is not a subnet"),
 ])
-def test_bad_options_of_the_network_end_the_daemon(short_dir, flags, says):
-    n = Node(short_dir, *flags, keeper=False)
-    n.start(wait=False)
+def test_bad_options_of_the_network_end_the_daemon(node_factory, flags, says):
+    n = node_factory(*flags, keeper=False).start(wait=False)
     assert n.program.process.wait(10) != 0
     assert says in n.log(), n.log()
-
-
-def test_the_external_network_needs_a_second_interface(short_dir):
-    n = Node(short_dir, "-ext-network-via-podvm")
-    n.start()
-    n.create()
-    answer = n.start_vm()
-    assert answer.code != ttrpc.OK and "local provider have one interface" in answer.text, answer
-    n.wait_gone()
-    n.stop()

@@ -3,6 +3,7 @@
 """usage: traffic.py serve ADDRESS PORT BYTES | fetch ADDRESS PORT BYTES
 
 serve sends so many bytes to whoever connects, after "ready"; fetch reads and compares them."""
+import contextlib
 import hashlib
 import socket
 import sys
@@ -17,7 +18,7 @@ def main():
     verb, address, port, n = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     s = socket.socket(family, socket.SOCK_STREAM)
-    s.settimeout(20)
+    s.settimeout(60)
     if verb == "serve":
         s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         s.bind((address, port))
@@ -25,8 +26,8 @@ def main():
         print("ready", flush=True)
         while True:
             c, _ = s.accept()
-            c.sendall(block(n))
-            c.close()
+            with c, contextlib.suppress(ConnectionError):  # who only tries whether it connects
+                c.sendall(block(n))
     s.connect((address, port))
     got = bytearray()
     while part := s.recv(1 << 20):

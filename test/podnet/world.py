@@ -153,7 +153,7 @@ class World:
         for a in (f"{OUT_VM}/24", f"{OUT_VM6}/64") if addresses else ():
             sh(f"ip -n {VM} addr add {a} dev eth1 nodad")
         for router in (OUT_ROUTER, OUT_ROUTER6) if routes else ():
-            sh(f"ip -n {VM} route add default via {router} dev eth1 metric 200")
+            sh(f"ip -n {VM} route add default via {router} dev eth1 metric 200 proto dhcp")
 
     def close(self):
         self.end_processes()

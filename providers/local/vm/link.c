@@ -7,6 +7,10 @@
  * from the token from its first instant, so that a link of the same name can be told from another's
  * without a second step that might not happen.
  *
+ * Where the pod is to reach the world through the VM there is a second pair, with a default route that comes
+ * behind the first one's. It leads to the worker as well: what is beyond is
+ * the worker's routing, as for any other machine behind it.
+ *
  * Each end knows the other's MAC for ever: the kernel's table of learned ones is shared by all
  * network namespaces, and its 1024 places would be full with some 500 VMs, each there from both
  * sides; the next VM is not reached then.
@@ -19,6 +23,15 @@
 #include "providers/local/config.h"
 #include "providers/local/vm/vm.h"
 
+#define OUTER_METRIC 200
+
+/* One of the pairs. */
+struct pair {
+    const char *prefix, *vm_name;
+    uint32_t host, vm; /* addresses */
+    uint32_t metric;   /* of the default route */
+};
+
 static struct net_address v4(uint32_t address)
 {
     struct net_address a = {.family = AF_INET};
@@ -30,11 +43,11 @@ static struct net_address v4(uint32_t address)
 
 /* Adds the pair; a link of an earlier try, whose namespace is about to go, is removed first. */
 static int add_pair(const struct guest *g, struct rtnl *host, int vm_netns, const char *name,
-                    struct err *err)
+                    const char *vm_name, struct err *err)
 {
     unsigned char mac[NET_MAC_LEN];
     const struct link_veth veth = {
-        .name = name, .mac = mac, .peer_name = LOCAL_VM_LINK, .peer_netns_fd = vm_netns};
+        .name = name, .mac = mac, .peer_name = vm_name, .peer_netns_fd = vm_netns};
     struct err e = ERR_INIT;
     struct link there;
 
@@ -73,34 +86,47 @@ static int know(struct rtnl *nl, const struct link *own, uint32_t address, const
     return link_neighbour_add(nl, &n, err);
 }
 
-static int vm_end(const struct guest *g, struct rtnl *vm, struct link *ret, struct err *err)
+static int vm_end(const struct pair *p, struct rtnl *vm, struct link *ret, struct err *err)
 {
-    int r = number(vm, LOCAL_VM_LINK, local_vm_address(g->index), ret, err);
+    int r = number(vm, p->vm_name, p->vm, ret, err);
 
-    if (r == 0)
-        r = link_set_up(vm, 1, err); /* loopback is always the first */
-    const struct link_route route = {.index = ret->index, .gw = v4(local_host_address(g->index))};
-    return r < 0 ? r : link_route_add(vm, &route, err);
+    if (r < 0)
+        return r;
+    const struct link_route route = {.index = ret->index, .gw = v4(p->host), .metric = p->metric};
+    return link_route_add(vm, &route, err);
+}
+
+static int make_pair(const struct guest *g, const struct pair *p, struct rtnl *host,
+                     struct rtnl *vm, int vm_netns, struct err *err)
+{
+    struct link here, there;
+    char name[IFNAMSIZ];
+    int r = str_format(name, sizeof(name), "%s%u", p->prefix, g->index);
+
+    r = r < 0 ? r : add_pair(g, host, vm_netns, name, p->vm_name, err);
+    r = r < 0 ? r : number(host, name, p->host, &here, err);
+    r = r < 0 ? r : vm_end(p, vm, &there, err);
+    r = r < 0 ? r : know(host, &here, p->vm, &there, err);
+    return r < 0 ? r : know(vm, &there, p->host, &here, err);
 }
 
 int guest_link_make(const struct guest *g, struct rtnl *host, int vm_netns, struct err *err)
 {
+    const struct pair inner = {.prefix = LOCAL_LINK_PREFIX,
+                               .vm_name = LOCAL_VM_LINK,
+                               .host = local_host_address(g->index),
+                               .vm = local_vm_address(g->index)};
+    const struct pair outer = {.prefix = LOCAL_OUTER_PREFIX,
+                               .vm_name = LOCAL_VM_OUTER_LINK,
+                               .host = LOCAL_OUTER_NET + 2 * g->index,
+                               .vm = LOCAL_OUTER_NET + 2 * g->index + 1,
+                               .metric = OUTER_METRIC};
     _cleanup_(rtnl_closep) struct rtnl *vm = NULL;
-    struct link here, there;
-    char name[IFNAMSIZ];
-    int r = str_format(name, sizeof(name), LOCAL_LINK_PREFIX "%u", g->index);
+    int r = rtnl_open(&vm, err);
 
-    if (r == 0)
-        r = add_pair(g, host, vm_netns, name, err);
-    if (r == 0)
-        r = number(host, name, local_host_address(g->index), &here, err);
-    if (r == 0)
-        r = rtnl_open(&vm, err);
-    if (r == 0)
-        r = vm_end(g, vm, &there, err);
-    if (r == 0)
-        r = know(host, &here, local_vm_address(g->index), &there, err);
-    if (r == 0)
-        r = know(vm, &there, local_host_address(g->index), &here, err);
+    r = r < 0 ? r : link_set_up(vm, 1, err); /* loopback is always the first */
+    r = r < 0 ? r : make_pair(g, &inner, host, vm, vm_netns, err);
+    if (r == 0 && g->outer)
+        r = make_pair(g, &outer, host, vm, vm_netns, err);
     return r < 0 ? err_wrap(err, r, "the VM's network") : 0;
 }

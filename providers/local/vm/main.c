@@ -59,6 +59,7 @@ static int parse(char **argv, int argc, struct guest *g, struct err *err)
                         .agent = argv[VM_ARG_AGENT],
                         .fault = argv[VM_ARG_FAULT],
                         .index = (uint32_t)index,
+                        .outer = str_eq(argv[VM_ARG_OUTER], "1"),
                         .boot_delay_ms = (int64_t)delay};
     return 0;
 }

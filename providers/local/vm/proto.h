@@ -17,6 +17,7 @@ enum vm_arg {
     VM_ARG_GUEST_DIR,
     VM_ARG_AGENT, /* a command for /bin/sh */
     VM_ARG_BOOT_DELAY_MS,
+    VM_ARG_OUTER, /* "1": with a second interface, "0": without */
     VM_ARG_FAULT, /* "", "no-boot", "no-forwarder", "no-tls" */
     VM_ARGS,
 };

@@ -11,10 +11,11 @@
 struct guest {
     const char *dir, *token, *name, *guest_dir, *agent, *fault;
     uint32_t index;
+    bool outer; /* with a second interface */
     int64_t boot_delay_ms;
 };
 
-/* link.c, in the helper: both ends of the link. host: a socket of the worker's namespace. */
+/* link.c, in the helper: both ends of the link, or of both links. host: a socket of the worker's namespace. */
 int guest_link_make(const struct guest *g, struct rtnl *host, int vm_netns, struct err *err);
 
 /* root.c, in the VM's PID 1 with namespaces of its own: the file system, /proc, podns. */
