@@ -10,8 +10,9 @@
  *
  * An answer ends with NLMSG_ERROR (code 0: acknowledged) or NLMSG_DONE. Dumps come in several
  * datagrams; one that the kernel marks as interrupted (NLM_F_DUMP_INTR) may lack or repeat entries
- * and is reported as -EINTR at its end. rtnl_dump asks again a few times: names and addresses of
- * other pods come and go all the time.
+ * and is reported as -EINTR at its end. rtnl_dump asks again, with growing pauses: links and
+ * addresses of other pods come and go all the time, in bursts, and a dump of a thousand links has
+ * met a change each time for some hundred ms.
  *
  * NETLINK_EXT_ACK asks for the kernel's own words, NETLINK_CAP_ACK keeps our request out of the
  * answer, strict checking makes unknown filters errors instead of silently ignored. Kernels that
@@ -32,7 +33,8 @@
 #include "net/netns.h"
 
 #define RECEIVE_TIMEOUT_S 10
-#define DUMP_TRIES 8
+#define DUMP_TRIES 40 /* 3.6 s of pauses */
+#define DUMP_PAUSE_MAX_US 100000U
 
 /* The kernel's macros are signed and do not survive -Wconversion. */
 #define ATTR_HEADER sizeof(struct nlattr)
@@ -388,6 +390,8 @@ int rtnl_dump(struct rtnl *nl, uint16_t type, const void *body, size_t body_len,
         r = dump_once(nl, &q, what, parse, size, ret, ret_n, &e);
         if (r < 0 && (r != -EINTR || i + 1 == DUMP_TRIES))
             return err_set(err, r, "%s", e.text);
+        if (r == -EINTR)
+            usleep(MIN(500U << MIN(i, 10U), DUMP_PAUSE_MAX_US));
     }
     return r;
 }
