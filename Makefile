@@ -14,7 +14,7 @@ JOBS ?= 2
 export JOBS
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build release demo test kill-loop bench-tunnel bench-scale blackout storm takeover fuzz lint tidy format coverage man install clean
+.PHONY: help setup build release demo test kill-loop bench-tunnel bench-scale blackout storm takeover fuzz fuzz-coverage lint tidy format coverage man install clean
 
 help: ## list the targets (this text)
 	@echo "usage: make TARGET [VARIABLE=value]"; echo
@@ -73,8 +73,13 @@ takeover: ## an older version and this one take over from each other with PODS=1
 
 fuzz: ## libFuzzer on every target (FUZZ_TIME=60 seconds each); the last line is JSON
 	@scripts/setup >&2
-	@scripts/build asan >&2
+	@scripts/build asan fuzz_targets >&2
 	@FUZZ_TIME=$(FUZZ_TIME) scripts/fuzz
+
+fuzz-coverage: ## which part of its parser each fuzz target reaches (llvm-cov), in a table; below 85 % it fails; JSON
+	@scripts/setup >&2
+	@scripts/build fuzz-coverage fuzz_targets >&2
+	@scripts/fuzz-coverage
 
 lint: ## the rules of the tree (layers, names, format, docs), shellcheck and clang-tidy
 	@scripts/setup

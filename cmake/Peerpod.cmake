@@ -12,7 +12,7 @@ set(CMAKE_POSITION_INDEPENDENT_CODE ON)
 set(CMAKE_C_FLAGS_RELWITHDEBINFO "-O2 -g")
 
 set(PP_SANITIZE "" CACHE STRING "empty, 'asan' (address, undefined, leak) or 'tsan'")
-option(PP_COVERAGE "gcov instrumentation" OFF)
+option(PP_COVERAGE "instrumentation for gcov (with clang: llvm-cov)" OFF)
 
 # What is installed is optimised as a whole, and calls libraries without a detour: a byte on its way
 # crosses a dozen small files and thousands of instructions of OpenSSL's.
@@ -65,10 +65,16 @@ endif()
 if(CMAKE_BUILD_TYPE STREQUAL "Release")
   target_compile_options(pp_options INTERFACE -fno-plt)
 endif()
-if(PP_COVERAGE)
+if(PP_COVERAGE AND CMAKE_C_COMPILER_ID STREQUAL "Clang")
+  target_compile_options(pp_options INTERFACE -fprofile-instr-generate -fcoverage-mapping -O1)
+  target_link_options(pp_options INTERFACE -fprofile-instr-generate)
+elseif(PP_COVERAGE)
   target_compile_options(pp_options INTERFACE --coverage -O0)
   target_link_options(pp_options INTERFACE --coverage)
 endif()
+# Filled by pp_fuzz_target.
+file(WRITE ${CMAKE_BINARY_DIR}/fuzz-targets "")
+add_custom_target(fuzz_targets)
 
 # pp_library(NAME SOURCES... DEPS...): a static library of one folder.
 function(pp_library name)
@@ -135,26 +141,44 @@ function(pp_pytest module name)
     "PEERPOD_BIN=${CMAKE_RUNTIME_OUTPUT_DIRECTORY};PEERPOD_SOURCE=${CMAKE_SOURCE_DIR}")
 endfunction()
 
-# pp_fuzz_target(MODULE NAME SOURCES... DEPS... CORPUS dir): a libFuzzer target under clang; in every
-# build a program that runs the entry point over its corpus, as test MODULE.fuzz_NAME.
+# pp_fuzz_target(MODULE NAME [SOURCES...] DEPS... PARSER...): test/fuzz/MODULE_NAME_fuzz.c and more
+# SOURCES as a libFuzzer target under clang; in every build a program that runs the entry point over
+# its seeds, made of test/fuzz/corpus/MODULE_NAME, as test MODULE.fuzz_NAME. PARSER: what it is to
+# reach, see scripts/fuzz-coverage.
 function(pp_fuzz_target module name)
   if(NOT BUILD_TESTING)
     return()
   endif()
-  cmake_parse_arguments(arg "" "CORPUS" "SOURCES;DEPS" ${ARGN})
+  cmake_parse_arguments(arg "" "" "SOURCES;DEPS;PARSER" ${ARGN})
+  find_package(Python3 REQUIRED COMPONENTS Interpreter)
+  set(fuzz ${CMAKE_SOURCE_DIR}/test/fuzz)
   set(target fuzz_${module}_${name})
-  set(driver ${CMAKE_SOURCE_DIR}/test/fuzz/driver.c)
-  add_executable(${target} ${arg_SOURCES} ${driver})
-  target_link_libraries(${target} PRIVATE pp_options ${arg_DEPS})
-  target_compile_options(${target} PRIVATE -Wno-missing-prototypes)
-  add_test(NAME ${module}.fuzz_${name} COMMAND ${target} ${arg_CORPUS})
+  set(seeds ${CMAKE_BINARY_DIR}/fuzz-seeds/${module}_${name})
+  file(GLOB corpus CONFIGURE_DEPENDS ${fuzz}/corpus/${module}_${name}/*)
+  add_custom_command(OUTPUT ${seeds}.stamp
+    COMMAND ${Python3_EXECUTABLE} ${fuzz}/seeds.py ${seeds} ${corpus}
+    COMMAND ${CMAKE_COMMAND} -E touch ${seeds}.stamp
+    DEPENDS ${fuzz}/seeds.py ${corpus} VERBATIM)
+  add_custom_target(${target}_seeds DEPENDS ${seeds}.stamp)
+  add_test(NAME ${module}.fuzz_${name} COMMAND ${target} ${seeds})
   set_tests_properties(${module}.fuzz_${name} PROPERTIES TIMEOUT 120)
+  list(JOIN arg_PARSER " " arg_PARSER)
+  file(APPEND ${CMAKE_BINARY_DIR}/fuzz-targets "${module}_${name} ${arg_PARSER}\n")
+  set(programs ${target})
+  add_executable(${target} ${fuzz}/${module}_${name}_fuzz.c ${arg_SOURCES} ${fuzz}/driver.c)
   if(CMAKE_C_COMPILER_ID STREQUAL "Clang" AND PP_SANITIZE STREQUAL "asan")
-    add_executable(${target}_long ${arg_SOURCES})
-    target_compile_options(${target}_long PRIVATE -fsanitize=fuzzer -Wno-missing-prototypes)
+    add_executable(${target}_long ${fuzz}/${module}_${name}_fuzz.c ${arg_SOURCES})
+    target_compile_options(${target}_long PRIVATE -fsanitize=fuzzer)
     target_link_options(${target}_long PRIVATE -fsanitize=fuzzer)
-    target_link_libraries(${target}_long PRIVATE pp_options ${arg_DEPS})
+    list(APPEND programs ${target}_long)
   endif()
+  foreach(program ${programs})
+    target_include_directories(${program} PRIVATE ${CMAKE_SOURCE_DIR}/test)
+    target_compile_options(${program} PRIVATE -Wno-missing-prototypes)
+    target_link_libraries(${program} PRIVATE pp_options ${arg_DEPS})
+    add_dependencies(${program} ${target}_seeds)
+    add_dependencies(fuzz_targets ${program})
+  endforeach()
 endfunction()
 
 # pp_proto(OUT_SOURCES proto...): C sources from .proto files, into the build tree.

@@ -415,6 +415,24 @@ void opt_help(const struct opt_set *sets, struct buf *out)
     }
 }
 
+/* In quotes where the file's reader would take something off. */
+static void add_text(const char *text, struct buf *out)
+{
+    static const char taken[] = " \t\r\"'";
+    size_t len = strlen(text);
+    bool quote = len > 0 && (strchr(taken, text[0]) || strchr(taken, text[len - 1]));
+    buf_addf(out, quote ? "\"%s\"" : "%s", text);
+}
+
+static void add_list(char *const *list, struct buf *out)
+{
+    struct buf text = BUF_INIT(OPT_VALUE_MAX + 1);
+    for (size_t i = 0; list[i]; i++)
+        buf_addf(&text, "%s%s", i > 0 ? "," : "", list[i]);
+    add_text(text.data ? text.data : "", out);
+    buf_done(&text);
+}
+
 static void add_value(const struct opt_set *set, const struct opt *o, struct buf *out)
 {
     const void *target = field(set, o);
@@ -425,7 +443,7 @@ static void add_value(const struct opt_set *set, const struct opt *o, struct buf
     }
     switch (o->type) {
     case OPT_STRING:
-        buf_adds(out, *(char *const *)target);
+        add_text(*(char *const *)target, out);
         break;
     case OPT_BOOL:
         buf_adds(out, *(const bool *)target ? "true" : "false");
@@ -442,8 +460,7 @@ static void add_value(const struct opt_set *set, const struct opt *o, struct buf
         break;
     case OPT_LIST:
     case OPT_MAP:
-        for (char *const *v = *(char **const *)target; *v; v++)
-            buf_addf(out, "%s%s", v == *(char **const *)target ? "" : ",", *v);
+        add_list(*(char **const *)target, out);
         break;
     }
 }

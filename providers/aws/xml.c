@@ -44,6 +44,11 @@ static void set_up(void)
     tree_start_element = tree.startElementNs;
 }
 
+/* libxml2's default writes to stderr. */
+static void on_error(_unused_ void *ctx, _unused_ const char *fmt, ...)
+{
+}
+
 static void refuse(xmlParserCtxt *ctxt, const char *why)
 {
     struct refusal *refusal = ctxt->_private;
@@ -71,11 +76,6 @@ static void on_element(void *ctx, const xmlChar *name, const xmlChar *prefix, co
                            n_defaulted, attributes);
 }
 
-/* libxml2's default writes to stderr. */
-static void on_error(_unused_ void *ctx, _unused_ const char *fmt, ...)
-{
-}
-
 static int parse_failed(xmlParserCtxt *ctxt, const struct refusal *refusal, struct err *err)
 {
     const xmlError *last = xmlCtxtGetLastError(ctxt);
@@ -97,6 +97,7 @@ int xml_parse(const char *text, size_t len, struct xml **ret, struct err *err)
     if (len > XML_BYTES_MAX)
         return err_set(err, -EFBIG, "an XML answer of %zu bytes, more than %u", len, XML_BYTES_MAX);
     pthread_once(&once, set_up);
+    xmlSetGenericErrorFunc(NULL, on_error); /* this thread's; some errors have no parser */
     xmlParserCtxt *ctxt = xmlNewParserCtxt();
     if (!ctxt)
         return err_set(err, -ENOMEM, "no memory for an XML parser");

@@ -27,7 +27,8 @@ static void make_file(const uint8_t *data, size_t size, char *path, size_t path_
 {
     struct relay_file f = {0};
 
-    snprintf(path, path_size, "/tmp/relay-fuzz.%d", (int)getpid());
+    snprintf(path, path_size, "%s/relay-fuzz.%d",
+             access("/dev/shm", W_OK) == 0 ? "/dev/shm" : "/tmp", (int)getpid());
     _cleanup_close_ int fd = open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
     if (fd < 0 || write(fd, data, size) < 0)
         abort();

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * A connection's bytes into the real server over a real socket. The first byte says into how large
- * pieces they are cut. Whatever came, the server must answer in whole, decodable frames and must
- * close the half-closed connection when nothing is due any more.
+ * pieces they are cut, or (253) that more zeroes follow than a body may have. Whatever came, the
+ * server must answer in whole, decodable frames and must close the half-closed connection when
+ * nothing is due any more.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -19,6 +20,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 #define TURNS_MAX 2000000
 
+static const uint8_t zeroes[TTRPC_BODY_MAX + 4096];
+
 static uv_loop_t loop;
 static struct rpc_server *server;
 static struct sockaddr_un address = {.sun_family = AF_UNIX};
@@ -32,6 +35,10 @@ static void on_echo(struct rpc_call *call, void *owner)
 
     if (!m)
         return;
+    const char *value = rpc_call_metadata(call, "k", 1);
+    if ((value && !*value && strlen(value) > 0) || rpc_call_timeout_ns(call) < 0 ||
+        !rpc_call_connected(call) || strcmp(rpc_call_method(call), "E/e") != 0)
+        abort();
     rpc_call_reply(call, m);
     protobuf_c_message_free_unpacked(m, NULL);
 }
@@ -136,6 +143,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     fd = dial();
     if (size > 0)
         write_all(fd, data + 1, size - 1, (size_t)data[0] * data[0] + 1, &in);
+    if (size > 0 && data[0] == 253)
+        write_all(fd, zeroes, sizeof(zeroes), sizeof(zeroes), &in);
     shutdown(fd, SHUT_WR);
     uv_run(&loop, UV_RUN_NOWAIT);
     do {

@@ -2,8 +2,9 @@
 /*
  * Differential fuzzing of the splicer against wire_view.h, an independent reader: what the splicer
  * accepts must come out as the same message but for the edit, what it refuses must be no message
- * for the reader either. The first byte of the input chooses the method (bit 0) and whether the
- * rest is the payload or the whole body of the request (bit 1).
+ * for the reader either. The first byte of the input chooses the method (bit 0), whether the rest
+ * is the payload or the whole body of the request (bit 1), and the edit: the pod VM's, or the
+ * worker's annotations (bit 2).
  */
 #include <errno.h>
 
@@ -15,7 +16,8 @@
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 static const uint8_t added[] = "\x32\x1b\x0a\x07network\x12\x10" NETNS;
-static const uint32_t namespaces_path[] = {3, 6, 8};
+static const uint32_t namespaces_path[] = {3, 6, 8}, spec_path[] = {3, 6};
+static const uint8_t annotation[] = "\x3a\x08\x0a\x03key\x12\x01v";
 
 static void check(bool ok)
 {
@@ -87,7 +89,7 @@ static bool text_is(struct view_bytes b, const char *text)
 enum kind { NOTHING, CONTAINER, SANDBOX };
 
 /* What the reader thinks of it: the method, and whether all that has to be is readable. */
-static enum kind read_request(struct view_bytes body, bool *ret_ok)
+static enum kind read_request(struct view_bytes body, bool annotates, bool *ret_ok)
 {
     bool ok = true;
     struct view_bytes service = last_of(body, 1, &ok), method = last_of(body, 2, &ok);
@@ -100,11 +102,13 @@ static enum kind read_request(struct view_bytes body, bool *ret_ok)
     else if (text_is(method, "CreateSandbox"))
         kind = SANDBOX;
     struct view_bytes payload = last_of(body, 3, &ok);
-    if (kind == SANDBOX)
+    if (kind == SANDBOX && !annotates)
         last_of(payload, 2, &ok);
     if (kind == CONTAINER) {
         struct view_bytes spec = last_of(payload, 6, &ok);
-        last_of(last_of(spec, 8, &ok), 6, &ok);
+        struct view_bytes part = last_of(spec, 8, &ok);
+        if (!annotates)
+            last_of(part, 6, &ok);
         ok = ok && all_readable(spec, 5);
     }
     *ret_ok = ok;
@@ -131,10 +135,60 @@ static void check_peek(const uint8_t *frame, size_t len)
     }
 }
 
+static void touch(const char *text, size_t len)
+{
+    for (size_t i = 0; i < len; i++)
+        __asm__ volatile("" ::"r"(text[i]));
+}
+
+static void count_mount(void *arg, const struct splice_mount *mount)
+{
+    (*(unsigned *)arg)++;
+    touch(mount->source, mount->source_len);
+}
+
+/* Both ways through the mounts see the same ones. */
+static void annotate(void *arg, struct splice_spec *spec)
+{
+    struct splice_mount m;
+    const void *at = NULL;
+    const char *value;
+    size_t len;
+    while (splice_spec_mount(spec, &at, &m)) {
+        (*(unsigned *)arg)--;
+        touch(m.type, m.type_len);
+        touch(m.destination, m.destination_len);
+    }
+    if (splice_spec_annotation(spec, "key", &value, &len))
+        touch(value, len);
+    splice_spec_annotate(spec, "key", "v");
+}
+
+static void check_edit(enum kind kind, bool annotates, struct view_bytes in, struct view_bytes out)
+{
+    static const struct view_bytes tail = {added, sizeof(added) - 1};
+    static const struct view_bytes note = {annotation, sizeof(annotation) - 1};
+    bool same = in.len == out.len && memcmp(in.data, out.data, in.len) == 0;
+    bool ok = true;
+    struct view_level body;
+    if (kind == SANDBOX && !annotates) {
+        check(sandbox_edited(in, out));
+    } else if (kind == CONTAINER && !annotates) {
+        check(view_appended(in, out, namespaces_path, 3, tail));
+    } else if (kind == CONTAINER) {
+        check(view_read(last_of(in, 3, &ok), 6, &body));
+        check(body.present ? view_appended(in, out, spec_path, 2, note) : same);
+        buf_done(&body.rest);
+    } else {
+        check(same);
+    }
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-    static const struct splice_rules rules = {.netns_path = NETNS, .clear_dns = true};
-    static const struct view_bytes tail = {added, sizeof(added) - 1};
+    static const struct splice_rules pod_vm = {.netns_path = NETNS, .clear_dns = true};
+    unsigned mounts = 0;
+    const struct splice_rules worker = {.annotate = annotate, .mount = count_mount, .arg = &mounts};
     struct buf out = {0};
     size_t len;
     bool readable;
@@ -143,20 +197,18 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     uint8_t *frame = make_frame(data, size, &len);
     struct view_bytes in = {frame + TTRPC_HEADER_SIZE, len - TTRPC_HEADER_SIZE};
     check_peek(frame, len);
-    enum kind kind = read_request(in, &readable);
-    int r = splice_frame(frame, len, &rules, &out, NULL);
+    bool annotates = data[0] & 4;
+    enum kind kind = read_request(in, annotates, &readable);
+    struct err err = ERR_INIT;
+    int r = splice_frame(frame, len, annotates ? &worker : &pod_vm, &out, &err);
     check(r == 0 || r == -EBADMSG);
-    check((r == 0) == readable);
-    if (r == 0) {
-        struct view_bytes body = {(uint8_t *)out.data + TTRPC_HEADER_SIZE,
-                                  out.len - TTRPC_HEADER_SIZE};
-        if (kind == CONTAINER)
-            check(view_appended(in, body, namespaces_path, 3, tail));
-        else if (kind == SANDBOX)
-            check(sandbox_edited(in, body));
-        else
-            check(out.len == len && memcmp(out.data, frame, len) == 0);
-    }
+    check((r == 0) == readable && mounts == 0);
+    if (r == 0)
+        check_edit(kind, annotates, in,
+                   (struct view_bytes){(uint8_t *)out.data + TTRPC_HEADER_SIZE,
+                                       out.len - TTRPC_HEADER_SIZE});
+    else
+        splice_answer(frame, &err, &out);
     buf_done(&out);
     free(frame);
     return 0;

@@ -5,6 +5,11 @@ pp_unit_test(adaptor podspec SOURCES unit/adaptor_podspec_test.c
   ${CMAKE_SOURCE_DIR}/adaptor/podspec.c DEPS pp_wire pp_base m)
 pp_unit_test(adaptor record SOURCES unit/adaptor_record_test.c
   ${CMAKE_SOURCE_DIR}/adaptor/record.c DEPS pp_wire pp_base)
-pp_fuzz_target(adaptor record SOURCES fuzz/adaptor_record_fuzz.c
-  ${CMAKE_SOURCE_DIR}/adaptor/record.c DEPS pp_wire pp_base
-  CORPUS ${CMAKE_SOURCE_DIR}/test/fuzz/corpus/adaptor_record)
+pp_fuzz_target(adaptor podspec SOURCES ${CMAKE_SOURCE_DIR}/adaptor/podspec.c DEPS pp_wire pp_base m
+  PARSER adaptor/podspec.c)
+pp_fuzz_target(adaptor volumes SOURCES ${CMAKE_SOURCE_DIR}/adaptor/volumes.c DEPS pp_wire pp_base
+  PARSER adaptor/volumes.c)
+pp_fuzz_target(base options SOURCES ${CMAKE_SOURCE_DIR}/adaptor/config.c DEPS pp_base
+  PARSER "lib/base/opt.c:(?!type_word|add_choices|opt_help|opt_man).*")
+pp_fuzz_target(adaptor record SOURCES ${CMAKE_SOURCE_DIR}/adaptor/record.c DEPS pp_wire pp_base
+  PARSER adaptor/record.c)

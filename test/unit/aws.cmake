@@ -15,7 +15,7 @@ endif()
 if(NOT PP_SANITIZE STREQUAL "tsan")
   pp_pytest(aws credentials FILE unit/aws_credentials_test.py ISOLATED TIMEOUT 120)
 endif()
-foreach(name credentials profile)
-  pp_fuzz_target(aws ${name} SOURCES ${CMAKE_CURRENT_LIST_DIR}/../fuzz/aws_${name}_fuzz.c
-    DEPS pp_providers CORPUS ${CMAKE_CURRENT_LIST_DIR}/../fuzz/corpus/aws_${name})
-endforeach()
+pp_fuzz_target(aws credentials DEPS pp_providers
+  PARSER "providers/aws/credentials.c:good_part|key_make|json_refusal|credentials_parse_json")
+pp_fuzz_target(aws profile DEPS pp_providers
+  PARSER "providers/aws/profile.c:(?!profiles_load|file_add|aws_profile).*")

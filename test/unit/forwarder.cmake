@@ -10,17 +10,6 @@ if(BUILD_TESTING)
   add_dependencies(test_forwarder_program agent-protocol-forwarder peerpod-keeper)
 endif()
 
-if(BUILD_TESTING)
-  find_package(Python3 COMPONENTS Interpreter)
-  set(edit_seeds ${CMAKE_CURRENT_BINARY_DIR}/corpus/edit)
-  add_custom_command(OUTPUT ${edit_seeds}/mixed
-    COMMAND ${Python3_EXECUTABLE} ${CMAKE_SOURCE_DIR}/test/fuzz/unhex.py ${edit_seeds}
-            ${CMAKE_SOURCE_DIR}/test/fuzz/corpus/edit/seeds.hex
-    DEPENDS ${CMAKE_SOURCE_DIR}/test/fuzz/unhex.py
-            ${CMAKE_SOURCE_DIR}/test/fuzz/corpus/edit/seeds.hex
-    VERBATIM)
-  add_custom_target(edit_seeds DEPENDS ${edit_seeds}/mixed)
-  pp_fuzz_target(forwarder edit SOURCES ${CMAKE_SOURCE_DIR}/test/fuzz/forwarder_edit_fuzz.c
-    DEPS pp_forwarder CORPUS ${edit_seeds})
-  add_dependencies(fuzz_forwarder_edit edit_seeds)
-endif()
+pp_fuzz_target(forwarder edit DEPS pp_forwarder PARSER forwarder/edit.c)
+pp_fuzz_target(forwarder editfile DEPS pp_forwarder
+  PARSER "forwarder/edit.c:map_file|check_file|state_ok|settle_answer|recover_state|edit_recover")

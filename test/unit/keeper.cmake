@@ -3,5 +3,4 @@ pp_unit_test(keeper keeper SOURCES ${CMAKE_CURRENT_LIST_DIR}/keeper_keeper_test.
   ARGS $<TARGET_FILE:peerpod-keeper> TIMEOUT 60)
 add_dependencies(test_keeper_keeper peerpod-keeper)
 pp_unit_test(keeper store SOURCES ${CMAKE_CURRENT_LIST_DIR}/keeper_store_test.c DEPS pp_keeper)
-pp_fuzz_target(keeper store SOURCES ${CMAKE_CURRENT_LIST_DIR}/../fuzz/keeper_store_fuzz.c
-  DEPS pp_keeper CORPUS ${CMAKE_CURRENT_LIST_DIR}/../fuzz/corpus/keeper_store)
+pp_fuzz_target(keeper store DEPS pp_keeper PARSER keeper/store.c)

@@ -7,15 +7,7 @@ pp_unit_test(net tunnel SOURCES ${CMAKE_CURRENT_LIST_DIR}/net_tunnel_test.c
   DEPS pp_net pp_test_world)
 if(BUILD_TESTING)
   set_tests_properties(net.link PROPERTIES SKIP_RETURN_CODE 77)
-  find_package(Python3 COMPONENTS Interpreter)
-  set(net_seeds ${CMAKE_CURRENT_BINARY_DIR}/corpus/net_rtnl)
-  set(net_seeds_hex ${CMAKE_SOURCE_DIR}/test/fuzz/corpus/net_rtnl/seeds.hex)
-  add_custom_command(OUTPUT ${net_seeds}/links
-    COMMAND ${Python3_EXECUTABLE} ${CMAKE_SOURCE_DIR}/test/fuzz/unhex.py ${net_seeds}
-            ${net_seeds_hex}
-    DEPENDS ${CMAKE_SOURCE_DIR}/test/fuzz/unhex.py ${net_seeds_hex} VERBATIM)
-  add_custom_target(net_seeds DEPENDS ${net_seeds}/links)
-  pp_fuzz_target(net rtnl SOURCES ${CMAKE_SOURCE_DIR}/test/fuzz/net_rtnl_fuzz.c
-    DEPS pp_net CORPUS ${net_seeds})
-  add_dependencies(fuzz_net_rtnl net_seeds)
 endif()
+pp_fuzz_target(net rtnl DEPS pp_net PARSER "lib/net/rtnl.c:rtnl_(reply|attr).*|read_.*"
+  "lib/net/link.c:parse_.*|link_parse|link_address_parse"
+  "lib/net/route.c:get_address|metrics_mtu|route_(attr|body|read)|link_(route|neighbour)_parse")
