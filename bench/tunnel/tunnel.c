@@ -143,6 +143,13 @@ static int receive(struct client *c, size_t len, struct err *err)
     return 0;
 }
 
+static double now_us(void)
+{
+    struct timespec ts;
+    clock_gettime(CLOCK_MONOTONIC, &ts);
+    return (double)ts.tv_sec * 1e6 + (double)ts.tv_nsec / 1e3;
+}
+
 static int slice_calls(struct bench *b, enum variant v, int slice, struct err *err)
 {
     struct client *c = &b->client[v];
@@ -152,10 +159,10 @@ static int slice_calls(struct bench *b, enum variant v, int slice, struct err *e
     for (int i = -WARM_CALLS; r == 0 && i < SLICE_CALLS; i++) {
         if (i == 0)
             before = cpu_now(b, v);
-        int64_t start = clock_mono_us();
+        double start = now_us();
         r = client_check(c) < 0 ? -EPIPE : receive(c, 0, err);
         if (i >= 0)
-            s->took[slice * SLICE_CALLS + i] = (double)(clock_mono_us() - start);
+            s->took[slice * SLICE_CALLS + i] = now_us() - start;
     }
     cpu_add(&s->calls, cpu_since(b, v, before));
     return r;

@@ -80,8 +80,10 @@ int err_errno(struct err *err, int code, const char *fmt, ...)
 
 void err_clear(struct err *err)
 {
-    if (err)
-        *err = ERR_INIT;
+    if (!err)
+        return;
+    err->code = 0;
+    err->text[0] = '\0';
 }
 
 const char *err_text(const struct err *err)

@@ -123,8 +123,7 @@ static void announce_room(struct tunnel *t, struct channel *ch)
     if (limit - ch->limit_sent >= ch->window / 4) {
         ch->ack_now = true;
     } else {
-        ch->ack_pending = true;
-        hub_ack_later(t->hub);
+        hub_owe_ack(t->hub, ch);
     }
 }
 

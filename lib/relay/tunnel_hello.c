@@ -68,7 +68,8 @@ static void hello_fill(struct session *s, struct tunnel_hello *h)
         ch->limit_sent = MAX(ch->ops->rx_limit(ch->ep), held);
         ch->window = MAX(ch->window, ch->limit_sent - held);
         ch->fin_held_sent = ch->ops->rx_has_fin(ch->ep);
-        ch->ack_now = ch->ack_pending = false;
+        ch->ack_now = false;
+        hub_settle_ack(t->hub, ch);
         ch->drop = DROP_NONE;
         h->channels[i] = (struct tunnel_hello_channel){
             .id = ch->id, .held = held, .limit = ch->limit_sent, .fin = ch->fin_held_sent};

@@ -4,9 +4,11 @@
  *
  * Model: a thousand idle tunnels must cost next to nothing, so none of them has a timer that runs.
  * One tick every 250 ms walks the sessions; one timer of 50 ms runs only while somewhere an
- * acknowledgement is owed; kicks put a session into a queue that is run once behind each poll, so
- * that a burst of kicks is one flush. While the queue is not empty an idle handle keeps the next
- * poll from waiting.
+ * acknowledgement is owed, and is stopped when the last one has ridden on data: a poll that waits
+ * for less than the kernel's own tick has to set the clock's hardware each time. Kicks put a
+ * session into a queue that is run once behind each poll, so that a burst of kicks is one flush; what
+ * timers kick is run before the next poll. While something is left in the queue an idle handle keeps
+ * that poll from waiting.
  *
  * Invariants: session_run is called from the queue and from the session's own poll alone, never
  * from inside a kick, so an owner may kick from any callback. Channels that were removed while a
@@ -30,9 +32,12 @@ static void empty_grave(struct hub *hub)
     }
 }
 
-static void on_check(uv_check_t *handle)
+static void on_idle(uv_idle_t *handle _unused_)
 {
-    struct hub *hub = handle->data;
+}
+
+static void run_queue(struct hub *hub)
+{
     empty_grave(hub);
     /* What is queued meanwhile has its turn next time, or a busy session would starve poll. */
     struct link now;
@@ -49,10 +54,20 @@ static void on_check(uv_check_t *handle)
     }
     if (link_empty(&hub->queue))
         uv_idle_stop(&hub->idle);
+    else
+        uv_idle_start(&hub->idle, on_idle);
 }
 
-static void on_idle(uv_idle_t *handle _unused_)
+static void on_check(uv_check_t *handle)
 {
+    run_queue(handle->data);
+}
+
+static void on_prepare(uv_prepare_t *handle)
+{
+    struct hub *hub = handle->data;
+    if (!link_empty(&hub->queue))
+        run_queue(hub);
 }
 
 /* Sessions end inside the walk, and then others of the same tunnel may: start again from a copy of
@@ -98,10 +113,20 @@ static void on_ack_timer(uv_timer_t *timer)
     each_session(timer->data, visit_ack);
 }
 
-void hub_ack_later(struct hub *hub)
+void hub_owe_ack(struct hub *hub, struct channel *ch)
 {
+    if (!ch->ack_pending)
+        hub->owing++;
+    ch->ack_pending = true;
     if (!uv_is_active((uv_handle_t *)&hub->ack_timer))
         uv_timer_start(&hub->ack_timer, on_ack_timer, TUNNEL_ACK_MS, 0);
+}
+
+void hub_settle_ack(struct hub *hub, struct channel *ch)
+{
+    if (ch->ack_pending && --hub->owing == 0)
+        uv_timer_stop(&hub->ack_timer);
+    ch->ack_pending = false;
 }
 
 void hub_add_session(struct hub *hub, struct session *s)
@@ -119,11 +144,11 @@ void hub_queue(struct session *s)
     if (s->state == SESSION_DEAD || !link_empty(&s->in_queue))
         return;
     link_append(&hub->queue, &s->in_queue);
-    uv_idle_start(&hub->idle, on_idle);
 }
 
 void hub_bury(struct hub *hub, struct channel *ch)
 {
+    hub_settle_ack(hub, ch);
     ch->gone = true;
     ch->next = hub->grave;
     hub->grave = ch;
@@ -137,13 +162,17 @@ static struct hub *hub_new(uv_loop_t *loop)
     link_init(&hub->queue);
     uv_timer_init(loop, &hub->tick);
     uv_timer_init(loop, &hub->ack_timer);
+    uv_prepare_init(loop, &hub->prepare);
     uv_check_init(loop, &hub->check);
     uv_idle_init(loop, &hub->idle);
-    hub->handles = 4;
-    hub->tick.data = hub->ack_timer.data = hub->check.data = hub->idle.data = hub;
+    hub->handles = 5;
+    hub->tick.data = hub->ack_timer.data = hub->idle.data = hub;
+    hub->prepare.data = hub->check.data = hub;
+    uv_prepare_start(&hub->prepare, on_prepare);
     uv_check_start(&hub->check, on_check);
     /* Sessions keep the loop alive, the hub does not. */
     uv_unref((uv_handle_t *)&hub->tick);
+    uv_unref((uv_handle_t *)&hub->prepare);
     uv_unref((uv_handle_t *)&hub->check);
     return hub;
 }
@@ -187,6 +216,7 @@ void hub_put(struct hub *hub)
         return;
     uv_close((uv_handle_t *)&hub->tick, on_closed);
     uv_close((uv_handle_t *)&hub->ack_timer, on_closed);
+    uv_close((uv_handle_t *)&hub->prepare, on_closed);
     uv_close((uv_handle_t *)&hub->check, on_closed);
     uv_close((uv_handle_t *)&hub->idle, on_closed);
 }

@@ -60,15 +60,17 @@ static inline void link_append(struct link *list, struct link *l)
 
 struct hub {
     uv_loop_t *loop;
-    struct hub *next;        /* under the lock of tunnel_hub.c */
-    unsigned users;          /* tunnels; under the lock */
-    unsigned handles;        /* not yet closed */
-    uv_timer_t tick;         /* liveness, deadlines */
-    uv_timer_t ack_timer;    /* runs while some channel owes an acknowledgement */
-    uv_check_t check;        /* runs the queue behind each poll */
-    uv_idle_t idle;          /* active while the queue is not empty, so that poll does not wait */
-    struct link sessions;    /* session.in_hub */
-    struct link queue;       /* session.in_queue */
+    struct hub *next;     /* under the lock of tunnel_hub.c */
+    unsigned users;       /* tunnels; under the lock */
+    unsigned handles;     /* not yet closed */
+    uv_timer_t tick;      /* liveness, deadlines */
+    uv_timer_t ack_timer; /* runs while some channel owes an acknowledgement */
+    size_t owing;         /* channels with ack_pending */
+    uv_prepare_t prepare; /* runs the queue before each poll */
+    uv_check_t check;     /* and behind it */
+    uv_idle_t idle;       /* active while something is left for the next turn: poll does not wait */
+    struct link sessions; /* session.in_hub */
+    struct link queue;    /* session.in_queue */
     int64_t ticked_at, late; /* how long this process stood still before the present tick */
     struct channel *grave;   /* freed when no stack can hold them any more */
     uint8_t scratch[TUNNEL_RECORD];
@@ -187,7 +189,9 @@ struct hub *hub_get(uv_loop_t *loop);
 void hub_add_session(struct hub *hub, struct session *s);
 void hub_put(struct hub *hub);
 void hub_queue(struct session *s); /* session_run soon, once */
-void hub_ack_later(struct hub *hub);
+/* ch owes an acknowledgement, within 50 ms; does no more. */
+void hub_owe_ack(struct hub *hub, struct channel *ch);
+void hub_settle_ack(struct hub *hub, struct channel *ch);
 void hub_bury(struct hub *hub, struct channel *ch);
 
 /* tunnel_session.c */

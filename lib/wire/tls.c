@@ -384,13 +384,12 @@ static int sock_read(BIO *b, char *data, int len)
 
 static long sock_ctrl(BIO *b, int cmd, long num _unused_, void *ptr _unused_)
 {
-    struct wire *w = BIO_get_data(b);
     if (cmd == BIO_CTRL_EOF)
         return BIO_test_flags(b, BIO_FLAGS_IN_EOF) != 0;
-    if (cmd != BIO_CTRL_FLUSH)
+    if (cmd != BIO_CTRL_FLUSH) /* above all: whether the kernel does TLS, ten times a record */
         return 0;
     BIO_clear_retry_flags(b);
-    int r = wire_send(w);
+    int r = wire_send(BIO_get_data(b));
     if (r == -EAGAIN)
         BIO_set_retry_write(b);
     return r < 0 ? -1 : 1;
@@ -522,12 +521,6 @@ void tls_connection_trim(SSL *ssl)
     if (w->len == 0)
         free(TAKE_PTR(w->out));
     SSL_free_buffers(ssl); /* those that hold nothing */
-}
-
-void tls_forget_errors(void)
-{
-    if (ERR_peek_error())
-        ERR_clear_error();
 }
 
 bool tls_connection_is_tunnel(const SSL *ssl)

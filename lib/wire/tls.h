@@ -64,9 +64,6 @@ int tls_connection_flush(SSL *ssl);
 bool tls_connection_unsent(const SSL *ssl);
 /* Gives back the memory that collecting took, if it is empty. */
 void tls_connection_trim(SSL *ssl);
-/* This thread's queue of OpenSSL's errors is emptied, if there is anything in it: ERR_clear_error costs
- * a tenth of what a small record does. */
-void tls_forget_errors(void);
 /* The ALPN protocol that was agreed on is TLS_ALPN_TUNNEL. */
 bool tls_connection_is_tunnel(const SSL *ssl);
 /* After the handshake: the peer's pin. -ENOENT: it sent no certificate. */
