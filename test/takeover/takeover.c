@@ -146,20 +146,21 @@ static int settle(struct paced *p, struct err *err)
 {
     struct traffic_counters *k = &p->pod->agent;
     struct reply reply;
+    uint64_t checks = p->checks + p->pod->load.checks; /* with the pod's first call */
     int r = ask(p, client_counters(&p->pod->load.client), &reply);
     if (r == 0 && reply.len != sizeof(*k))
         r = -EPROTO;
     if (r < 0)
         return err_errno(err, r, "pod %.8s: asking the agent", p->pod->id);
     memcpy(k, reply.data, sizeof(*k));
-    if (k->reads != p->reads || k->copies != p->copies || k->checks != p->checks || k->twice ||
+    if (k->reads != p->reads || k->copies != p->copies || k->checks != checks || k->twice ||
         k->wrong)
         return err_set(err, -EPROTO,
                        "pod %.8s: answered / executed: reads %llu/%llu, copies %llu/%llu, checks "
                        "%llu/%llu; %llu wrong",
                        p->pod->id, (unsigned long long)p->reads, (unsigned long long)k->reads,
                        (unsigned long long)p->copies, (unsigned long long)k->copies,
-                       (unsigned long long)p->checks, (unsigned long long)k->checks,
+                       (unsigned long long)checks, (unsigned long long)k->checks,
                        (unsigned long long)k->wrong);
     return 0;
 }
