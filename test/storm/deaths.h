@@ -31,8 +31,12 @@ int deaths_open(struct deaths *d, const atomic_uint *vm_calls, struct err *err);
 int deaths_kill(struct deaths *d, int64_t delay_us, struct err *err);
 /* SIGKILL to the process that is known already; counts as nothing. */
 int deaths_kill_now(struct deaths *d, struct err *err);
-/* Waits for the next process, and until it has all tunnels up again; microseconds from its exec, and of
- * processor time. */
-int deaths_resume(struct deaths *d, int64_t *ret_us, int64_t *ret_cpu_us, struct err *err);
+/* How long until all tunnels were up again, in microseconds: from exec, of processor time, and (by
+ * the scheduler) of waiting for a processor. */
+struct resume {
+    int64_t us, cpu_us, wait_us;
+};
+/* Waits for the next process, and until it has all tunnels up again. */
+int deaths_resume(struct deaths *d, struct resume *ret, struct err *err);
 /* The histogram, owned. */
 struct json_object *deaths_json(const struct deaths *d);

@@ -56,7 +56,7 @@ struct storm {
     struct deaths deaths;
     uint64_t loop_deaths;
     unsigned lost;
-    int64_t silence_ms, resume_us[ROUNDS_MAX], cpu_us;
+    int64_t silence_ms, resume_us[ROUNDS_MAX], cpu_us, wait_us[ROUNDS_MAX];
     unsigned rounds;
 };
 
@@ -155,31 +155,35 @@ static int more_pods(struct storm *s, unsigned n, struct err *err)
 
 static int resume_round(struct storm *s, struct err *err)
 {
-    int64_t us = 0, cpu_us = 0;
+    struct resume took = {0};
     struct err check = ERR_INIT;
     int r = pods_hold(s->pods, s->n_pods, err);
     if (r == 0)
         r = deaths_kill_now(&s->deaths, err);
     if (r == 0)
-        r = deaths_resume(&s->deaths, &us, &cpu_us, err);
+        r = deaths_resume(&s->deaths, &took, err);
     if (r < 0)
         return r;
-    s->resume_us[s->rounds++] = us;
+    s->wait_us[s->rounds] = took.wait_us;
+    s->resume_us[s->rounds++] = took.us;
     unsigned lost = pods_check(s->pods, s->n_pods, &check);
     s->lost += lost;
-    s->cpu_us = MAX(s->cpu_us, cpu_us);
-    fprintf(stderr, "storm: %u tunnels up again %.1f ms after exec, %.1f ms of processor time\n",
-            s->n_pods, (double)us / 1e3, (double)cpu_us / 1e3);
+    s->cpu_us = MAX(s->cpu_us, took.cpu_us);
+    fprintf(stderr,
+            "storm: %u tunnels up again %.1f ms after exec: %.1f ms of processor time, %.1f ms of "
+            "waiting for it\n",
+            s->n_pods, (double)took.us / 1e3, (double)took.cpu_us / 1e3,
+            (double)took.wait_us / 1e3);
     return lost ? err_set(err, check.code, "%u pods lost, %s", lost, check.text) : 0;
 }
 
 /* A death at rest: the daemon has been serving for a while, and only then its successor counts. */
 static int phase_resume(struct storm *s, struct err *err)
 {
-    int64_t us, cpu_us;
+    struct resume took;
     int r = more_pods(s, s->sizes.idle, err);
     if (r == 0)
-        r = deaths_resume(&s->deaths, &us, &cpu_us, err);
+        r = deaths_resume(&s->deaths, &took, err);
     for (unsigned i = 0; r == 0 && i < s->sizes.rounds; i++) {
         usleep(SETTLE_US);
         r = resume_round(s, err);
@@ -244,15 +248,21 @@ static int by_size(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-static void add_resume(struct storm *s, struct json_object *o)
+static void add_sorted(struct json_object *o, const char *key, int64_t *us, unsigned n)
 {
     struct json_object *all = json_object_new_array();
-    qsort(s->resume_us, s->rounds, sizeof(*s->resume_us), by_size);
-    for (unsigned i = 0; i < s->rounds; i++)
-        json_object_array_add(all, json_object_new_int64(s->resume_us[i] / 1000));
+    qsort(us, n, sizeof(*us), by_size);
+    for (unsigned i = 0; i < n; i++)
+        json_object_array_add(all, json_object_new_int64(us[i] / 1000));
+    json_object_object_add(o, key, all);
+}
+
+static void add_resume(struct storm *s, struct json_object *o)
+{
+    add_sorted(o, "resume_ms", s->resume_us, s->rounds);
+    add_sorted(o, "resume_waiting_for_cpu_ms", s->wait_us, s->rounds);
     json_add_i64(o, "resume_pods", s->n_pods);
     json_add_i64(o, "resume100_ms", s->rounds ? s->resume_us[s->rounds - 1] / 1000 : -1);
-    json_object_object_add(o, "resume_ms", all);
     json_add_i64(o, "resume_cpu_ms", s->cpu_us / 1000);
 }
 
