@@ -5,8 +5,8 @@
  *
  * Normally there is one instance. There are two where a repeated create found room in an earlier
  * place (create.c), so the tag is asked first. Then each is terminated (what the tag did not show is
- * asked about before) and asked about until its state is terminated: "shutting-down" may still be undone by nobody, but its interfaces and
- * volumes are only gone afterwards.
+ * asked about before) and asked about until its state is terminated: nobody undoes "shutting-down",
+ * but interfaces and volumes are only gone after it.
  *
  * EC2 may not yet know an instance that it has just made. "InvalidInstanceID.NotFound" is therefore
  * believed only when it has been said for -aws-settle-time.
@@ -91,9 +91,14 @@ static int end_instance(struct aws_provider *a, struct job *job, const struct in
     unsigned steps = 0;
 
     for (;;) {
+        bool unknown = e.unknown_since;
         int r = step(&e, job, err);
         if (r != 0)
             return MIN(r, 0);
+        if (unknown && !e.unknown_since) {
+            pause = POLL_MIN_MS;
+            steps = 0;
+        }
         if (clock_mono_ms() >= end)
             return err_set(err, -ETIMEDOUT, "instance %s is still not terminated after %d s",
                            instance->id, END_MS / 1000);

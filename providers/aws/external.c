@@ -16,7 +16,8 @@
 #include "providers/aws/aws.h"
 #include "providers/aws/hints.h"
 
-#define REMOVE_EVERY_MS 2000
+#define REMOVE_MIN_MS 500
+#define REMOVE_MAX_MS 4000
 #define REMOVE_MS 120000
 
 int aws_external_connect(struct aws_provider *a, struct job *job, const struct ec2_instance *i,
@@ -89,7 +90,7 @@ static int delete_all(struct aws_provider *a, struct job *job, const char *sandb
 int aws_external_remove(struct aws_provider *a, struct job *job, const char *sandbox,
                         struct err *err)
 {
-    int64_t end = clock_mono_ms() + REMOVE_MS;
+    int64_t end = clock_mono_ms() + REMOVE_MS, pause = REMOVE_MIN_MS;
     struct err local = ERR_INIT;
     bool left;
     int r;
@@ -102,7 +103,8 @@ int aws_external_remove(struct aws_provider *a, struct job *job, const char *san
             r = delete_all(a, job, sandbox, &left, &local);
         if (r < 0 || !left)
             break;
-        r = job_sleep(job, REMOVE_EVERY_MS);
+        r = job_sleep(job, pause);
+        pause = MIN(pause * 2, (int64_t)REMOVE_MAX_MS);
     } while (r == 0 && clock_mono_ms() < end);
     if (r == 0 && left)
         r = -ETIMEDOUT;

@@ -267,6 +267,7 @@ int vm_start(struct store *s, const struct local_config *config, const struct st
         [VM_ARG_BOOT_DELAY_MS] = delay,
         [VM_ARG_OUTER] = rec->external_network ? "1" : "0",
         [VM_ARG_FAULT] = config->guest_fault,
+        [VM_ARG_ADDRESS] = "",
     };
     return run_helper(&programs, (char *const *)(uintptr_t)argv, log, lock, err);
 }

@@ -16,6 +16,8 @@ import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 
+import clouds
+
 BIN = pathlib.Path(os.environ.get("PEERPOD_BIN", "build/bin"))
 PR_SET_PDEATHSIG = 1
 LIBC = ctypes.CDLL(None, use_errno=True)
@@ -25,12 +27,21 @@ def pytest_addoption(parser):
     parser.addoption("--socket", help="run the cases that need no test server against this socket")
 
 
+def pytest_configure(config):
+    config.addinivalue_line("markers", "every_provider: also run with PEERPOD_PROVIDER set")
+
+
 def pytest_collection_modifyitems(config, items):
-    """With --socket only the cases that suit any server are left."""
+    """With --socket only the cases that suit any server are left, with another provider than local those
+    that hold with every one."""
+    others = []
     if config.getoption("--socket"):
         others = [i for i in items if "any_server" not in i.fixturenames]
+    elif os.environ.get("PEERPOD_PROVIDER", "local") != "local":
+        others = [i for i in items if not i.get_closest_marker("every_provider")]
+    if others:
         config.hook.pytest_deselected(items=others)
-        items[:] = [i for i in items if "any_server" in i.fixturenames]
+        items[:] = [i for i in items if i not in others]
 
 
 def die_with_parent():
@@ -91,6 +102,7 @@ def short_dir():
     """A directory whose path leaves room for socket names (107 bytes)."""
     path = tempfile.mkdtemp(prefix="pp-")
     yield pathlib.Path(path)
+    clouds.stop_of(path)
     shutil.rmtree(path, ignore_errors=True)
 
 

@@ -23,7 +23,8 @@ class Daemon(Node):
         self.name = name
 
     def start(self, wait=False):
-        env = {**os.environ, "PEERPOD_CONFIG_DIR": str(self.dir / "etc"), **self.env}
+        env = {**os.environ, "PEERPOD_CONFIG_DIR": str(self.dir / "etc"),
+               **self.cloud.environment(), **self.env}
         self.program = Program(self.argv(), self.dir / f"node.log.{self.name}", env=env)
         if wait:
             wait_for(self.serves)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A worker node in a test's own namespaces (pytest_run.py --isolated): the real daemon under the real keeper on
-the `local` provider, spoken to as a shim does."""
+the `local` provider, or another (clouds.py), spoken to as a shim does."""
 import contextlib
 import hashlib
 import json
@@ -11,6 +11,7 @@ import subprocess
 import time
 from collections import Counter
 
+import clouds
 import ttrpc
 from conftest import BIN, Program, wait_for
 from ttrpc import Client, message
@@ -97,6 +98,7 @@ def wrapped_guest(directory, program, script):
 class Node:
     # PEERPOD_COMPAT: the tests that hold in both modes are run in both.
     compat = os.environ.get("PEERPOD_COMPAT", "native")
+    provider = os.environ.get("PEERPOD_PROVIDER", "local")
 
     def __init__(self, directory, *flags, keeper=True, env=None, adaptor=None):
         self.dir = pathlib.Path(directory)
@@ -105,23 +107,24 @@ class Node:
         self.socket = self.dir / "hypervisor.sock"
         self.control = self.dir / "control.sock"
         self.pods = self.dir / "pods"
-        self.registry = self.dir / "cloud"
-        self.vm_logs = self.dir / "vm-logs"
+        self.cloud = clouds.of(self.provider, self.dir)
+        self.own_flags = self.cloud.flags(flags)
+        self.vm_logs = self.cloud.vm_logs
         self.starts = 0
         self.program = None
 
     def argv(self):
-        daemon = [self.adaptor, "local", "-socket", self.socket, "-pods-dir", self.pods,
-                  "-control-socket", self.control, "-local-registry-dir", self.registry,
-                  "-vm-log-dir", self.vm_logs,
+        daemon = [self.adaptor, self.provider, "-socket", self.socket, "-pods-dir", self.pods,
+                  "-control-socket", self.control,
                   "-forwarder-compat", self.compat, "-node-name", "worker", "-log-level", "debug",
-                  *self.flags]
+                  *self.own_flags]
         keeper = self.adaptor.resolve().with_name("peerpod-keeper")
         return ([keeper, "--"] if self.keeper else []) + daemon
 
     def start(self, wait=True):
         self.starts += 1
-        env = {**os.environ, "PEERPOD_CONFIG_DIR": str(self.dir / "etc"), **self.env}
+        env = {**os.environ, "PEERPOD_CONFIG_DIR": str(self.dir / "etc"),
+               **self.cloud.environment(), **self.env}
         self.program = Program(self.argv(), self.dir / f"node.log.{self.starts}", env=env)
         if wait:
             wait_for(lambda: self.serves() or not self.program.alive())
@@ -180,8 +183,8 @@ class Node:
     # -- the world --
 
     def instances(self):
-        """What the local provider's registry holds: its cloud."""
-        return sorted(str(p.relative_to(self.registry)) for p in self.registry.rglob("*.json"))
+        """What the cloud has."""
+        return self.cloud.instances()
 
     def sandboxes(self):
         return sorted(p.name for p in self.pods.iterdir() if not p.name.startswith("."))
@@ -211,9 +214,10 @@ class Node:
         links = subprocess.run(["ip", "-o", "link"], capture_output=True, text=True, check=True)
         # Names only: an interface's number grows for ever.
         names = sorted(line.split(": ")[1] for line in links.stdout.splitlines())
-        fds = sorted(os.readlink(f"/proc/{pid}/fd/{n}").split(":")[0]
-                     for n in os.listdir(f"/proc/{pid}/fd")
-                     if os.path.lexists(f"/proc/{pid}/fd/{n}"))
+        ours = self.cloud.connections()
+        targets = [os.readlink(f"/proc/{pid}/fd/{n}") for n in os.listdir(f"/proc/{pid}/fd")
+                    if os.path.lexists(f"/proc/{pid}/fd/{n}")]
+        fds = sorted(link.split(":")[0] for link in targets if link not in ours)
         processes = sorted(p.name for p in pathlib.Path("/proc").iterdir() if p.name.isdigit()
                            and not is_own(p))
         return {"links": names, "fds": fds, "processes": processes,

@@ -31,9 +31,7 @@ def nft(text):
 
 
 def init_pid(node):
-    for path in node.registry.glob("instances/*/init"):
-        return int(path.read_text().split()[1])
-    return 0
+    return next(iter(node.cloud.vm_pids()), 0)
 
 
 def listens(pid):

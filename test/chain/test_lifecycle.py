@@ -46,6 +46,7 @@ def check_agent(path):
         assert answer.code == ttrpc.OK and answer.payload == b"\x08\x01", answer
 
 
+@pytest.mark.every_provider
 def test_a_pod_from_create_to_stop(node):
     before = node.world()
     path = node.run_pod()
@@ -95,6 +96,7 @@ def test_stop_before_start(node):
     check_world(node, before)
 
 
+@pytest.mark.every_provider
 def test_concurrent_calls_make_one_instance(node):
     clients = [Client(node.socket, timeout=30) for _ in range(8)]
     for client in clients:
@@ -110,6 +112,7 @@ def test_concurrent_calls_make_one_instance(node):
     node.wait_gone()
 
 
+@pytest.mark.every_provider
 def test_the_callers_end_of_file_takes_the_start_back(node_with):
     node = node_with("-boot-delay", "30s")
     before = node.world()
@@ -133,6 +136,7 @@ def test_a_half_close_does_not(node):
     node.wait_gone()
 
 
+@pytest.mark.every_provider
 def test_stop_during_start(node_with):
     node = node_with("-boot-delay", "30s")
     node.create()
@@ -172,6 +176,7 @@ def test_a_stop_is_answered_whatever_the_provider_does(node_with):
     node.wait_gone()
 
 
+@pytest.mark.every_provider
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_a_failed_create_leaves_nothing(node_with, when):
     node = node_with("-fail-create", when)
@@ -239,6 +244,7 @@ def test_the_agent_is_reached_after_it_has_removed_its_socket(node):
     node.stop_vm()
 
 
+@pytest.mark.every_provider
 def test_the_daemon_dies_and_the_pod_does_not(node):
     path = node.run_pod()
     with Client(path) as agent:
@@ -261,6 +267,7 @@ def kill_vm():
                 os.kill(int(proc.name), signal.SIGKILL)
 
 
+@pytest.mark.every_provider
 def test_a_vm_that_ends_fails_its_pod_fast(node):
     path = node.run_pod()
     with Client(path) as agent:
@@ -316,6 +323,7 @@ def test_a_daemon_that_is_asked_to_end_comes_back_too(node):
     node.wait_gone()
 
 
+@pytest.mark.every_provider
 @pytest.mark.parametrize("boot", ["6s", "300ms"])
 def test_a_start_goes_on_over_restarts(node_with, boot):
     """One instance, one answer, on the connection that asked."""
@@ -337,6 +345,7 @@ def test_a_start_goes_on_over_restarts(node_with, boot):
     node.wait_gone()
 
 
+@pytest.mark.every_provider
 def test_a_start_whose_caller_dies_with_the_daemon_is_taken_back(node_with):
     node = node_with("-boot-delay", "60s")
     node.create()

@@ -51,6 +51,7 @@ def check(agent):
 
 # -- what is found in the state directory --
 
+@pytest.mark.every_provider
 def test_a_deletion_goes_on_after_a_reboot(node_with):
     node = node_with("-fail-deletes", "1000000")
     node.run_pod()
@@ -61,6 +62,7 @@ def test_a_deletion_goes_on_after_a_reboot(node_with):
     later.wait_gone()
 
 
+@pytest.mark.every_provider
 def test_a_sandbox_of_an_earlier_boot_is_deleted(node_with):
     node = node_with()
     node.run_pod()
@@ -87,6 +89,7 @@ def test_what_is_not_ours_is_left_alone(node):
 
 # -- what a kill leaves behind --
 
+@pytest.mark.every_provider
 def test_a_start_that_was_cut_short_leaves_nothing(node_with):
     node = node_with("-boot-delay", "30s")
     kill(node)
@@ -258,6 +261,7 @@ def test_a_directory_that_cannot_be_removed_is_tried_again(node):
     node.stop_vm()
 
 
+@pytest.mark.every_provider
 def test_a_vm_that_ends_during_startvm(node_with):
     """The provider knows; nobody has to wait for -proxy-timeout."""
     node = node_with("-guest-fault", "no-forwarder")
@@ -265,9 +269,9 @@ def test_a_vm_that_ends_during_startvm(node_with):
     with Client(node.socket, timeout=60) as client:
         client.start(HYPERVISOR, "StartVM", message((1, SANDBOX)))
         wait_for(lambda: "addresses" in node.record() and node.record()["addresses"])
-        init = next(node.registry.rglob("init")).read_text().split()
+        pid, = wait_for(node.cloud.vm_pids)
         began = time.monotonic()
-        os.kill(int(init[1]), signal.SIGKILL)
+        os.kill(pid, signal.SIGKILL)
         answer = client.answer()
         assert answer.code == ttrpc.UNAVAILABLE and "has ended" in answer.text, answer
         assert time.monotonic() - began < 20

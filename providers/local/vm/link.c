@@ -28,8 +28,9 @@
 /* One of the pairs. */
 struct pair {
     const char *prefix, *vm_name;
-    uint32_t host, vm; /* addresses */
-    uint32_t metric;   /* of the default route */
+    uint32_t host, vm;         /* addresses */
+    uint32_t metric;           /* of the default route */
+    const char *cloud_address; /* the VM's besides; NULL, "": none */
 };
 
 static struct net_address v4(uint32_t address)
@@ -96,6 +97,25 @@ static int vm_end(const struct pair *p, struct rtnl *vm, struct link *ret, struc
     return link_route_add(vm, &route, err);
 }
 
+/* The address that the VM has in the cloud which this machine plays: the worker reaches it by the
+ * link's own. */
+static int add_cloud_address(const struct pair *p, const char *text, struct rtnl *host,
+                             const struct link *here, struct rtnl *vm, const struct link *there,
+                             struct err *err)
+{
+    struct in_addr number;
+
+    if (inet_pton(AF_INET, text, &number) != 1)
+        return err_set(err, -EINVAL, "'%s' is no IPv4 address", text);
+    const struct link_address a = {
+        .index = there->index, .address = v4(ntohl(number.s_addr)), .prefix = 32};
+    const struct link_route route = {
+        .index = here->index, .dst = a.address, .prefix = 32, .gw = v4(p->vm)};
+    int r = link_address_add(vm, &a, err);
+
+    return r < 0 ? r : link_route_add(host, &route, err);
+}
+
 static int make_pair(const struct guest *g, const struct pair *p, struct rtnl *host,
                      struct rtnl *vm, int vm_netns, struct err *err)
 {
@@ -107,7 +127,10 @@ static int make_pair(const struct guest *g, const struct pair *p, struct rtnl *h
     r = r < 0 ? r : number(host, name, p->host, &here, err);
     r = r < 0 ? r : vm_end(p, vm, &there, err);
     r = r < 0 ? r : know(host, &here, p->vm, &there, err);
-    return r < 0 ? r : know(vm, &there, p->host, &here, err);
+    r = r < 0 ? r : know(vm, &there, p->host, &here, err);
+    if (r == 0 && p->cloud_address && *p->cloud_address)
+        r = add_cloud_address(p, p->cloud_address, host, &here, vm, &there, err);
+    return r;
 }
 
 int guest_link_make(const struct guest *g, struct rtnl *host, int vm_netns, struct err *err)
@@ -115,7 +138,8 @@ int guest_link_make(const struct guest *g, struct rtnl *host, int vm_netns, stru
     const struct pair inner = {.prefix = LOCAL_LINK_PREFIX,
                                .vm_name = LOCAL_VM_LINK,
                                .host = local_host_address(g->index),
-                               .vm = local_vm_address(g->index)};
+                               .vm = local_vm_address(g->index),
+                               .cloud_address = g->address};
     const struct pair outer = {.prefix = LOCAL_OUTER_PREFIX,
                                .vm_name = LOCAL_VM_OUTER_LINK,
                                .host = LOCAL_OUTER_NET + 2 * g->index,

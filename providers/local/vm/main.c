@@ -60,6 +60,7 @@ static int parse(char **argv, int argc, struct guest *g, struct err *err)
                         .fault = argv[VM_ARG_FAULT],
                         .index = (uint32_t)index,
                         .outer = str_eq(argv[VM_ARG_OUTER], "1"),
+                        .address = argv[VM_ARG_ADDRESS],
                         .boot_delay_ms = (int64_t)delay};
     return 0;
 }

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Between the provider and its helper: the argument vector, whose order is the enum's, and
- * descriptors 0 (null), 1 (pipe for one error text), 2 (the VM's log), 3 (the instance's lock).
+ * Between the provider (or test/cloud-boot, which boots what a cloud's test double has made) and its
+ * helper: the argument vector, whose order is the enum's, and descriptors 0 (null), 1 (pipe for one
+ * error text), 2 (the VM's log), 3 (the instance's lock).
  */
 #pragma once
 
@@ -17,8 +18,9 @@ enum vm_arg {
     VM_ARG_GUEST_DIR,
     VM_ARG_AGENT, /* a command for /bin/sh */
     VM_ARG_BOOT_DELAY_MS,
-    VM_ARG_OUTER, /* "1": with a second interface, "0": without */
-    VM_ARG_FAULT, /* "", "no-boot", "no-forwarder", "no-tls" */
+    VM_ARG_OUTER,   /* "1": with a second interface, "0": without */
+    VM_ARG_FAULT,   /* "", "no-boot", "no-forwarder", "no-tls" */
+    VM_ARG_ADDRESS, /* IPv4 beside the link's own, reached from the worker; "": none */
     VM_ARGS,
 };
 

@@ -9,7 +9,7 @@
 #include "net/rtnl.h"
 
 struct guest {
-    const char *dir, *token, *name, *guest_dir, *agent, *fault;
+    const char *dir, *token, *name, *guest_dir, *agent, *fault, *address;
     uint32_t index;
     bool outer; /* with a second interface */
     int64_t boot_delay_ms;

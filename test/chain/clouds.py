@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The clouds that a Node may be in: what differs between providers for the tests of the whole chain. A
+cloud outlives the node's programs, as clouds do: one for each directory, until the test ends.
+
+PEERPOD_PROVIDER chooses; the tests marked `every_provider` hold in all of them."""
+import pathlib
+import shutil
+import sys
+import time
+
+TEST = pathlib.Path(__file__).resolve().parent.parent
+
+
+def seconds(duration):
+    """Of "300ms", "3s"."""
+    return float(duration[:-2]) / 1000 if duration.endswith("ms") else float(duration[:-1])
+
+
+class Local:
+    """The registry of the local provider is its cloud."""
+
+    def __init__(self, directory):
+        self.registry = directory / "cloud"
+        self.vm_logs = directory / "vm-logs"
+
+    def flags(self, flags):
+        return ["-local-registry-dir", self.registry, "-vm-log-dir", self.vm_logs, *flags]
+
+    def environment(self):
+        return {}
+
+    def instances(self):
+        while True:
+            try:
+                return sorted(str(p.relative_to(self.registry))
+                              for p in self.registry.rglob("*.json"))
+            except FileNotFoundError:  # a folder went while it was read
+                continue
+
+    def vm_pids(self):
+        return [int(p.read_text().split()[1]) for p in self.registry.rglob("init")]
+
+    def connections(self):
+        """To the cloud's services, as /proc/PID/fd has them: the pool of HTTP handles keeps some."""
+        return set()
+
+    def lose_instances(self):
+        """Somebody deletes them at the cloud."""
+        for instance in (self.registry / "instances").iterdir():
+            shutil.rmtree(instance)
+
+    def stop(self):
+        pass
+
+
+class Aws:
+    """moto behind the proxy of test/aws, whose instances run (test/cloud-boot). What the local provider
+    does by options of its own is done to the requests here."""
+
+    def __init__(self, directory):
+        for name in ("aws", "cloud-boot"):
+            sys.path.insert(0, str(TEST / name))
+        import cloud_boot
+        import ec2_cloud
+        import world
+        self.vm_logs = directory / "vm-logs"
+        self.world = world.World()
+        cloud_boot.make_node_network(ec2_cloud.NODE_ADDRESS)
+        self.boot = cloud_boot.CloudBoot(ec2_cloud.Ec2Cloud(self.world), directory / "vms",
+                                         self.vm_logs)
+        self.be_good()
+        self.world.proxy.rules.append(self.rule)
+
+    def be_good(self):
+        self.fail_deletes, self.delete_delay, self.fail_create = 0, 0.0, ""
+        self.boot.agent, self.boot.fault, self.boot.boot_delay_ms = "", "", 0
+
+    def rule(self, exchange):
+        import world
+        if exchange.action == "TerminateInstances":
+            if self.fail_deletes > 0:
+                self.fail_deletes -= 1
+                return world.error("UnsupportedOperation", "told to fail")
+            time.sleep(self.delete_delay)
+        if exchange.action == "RunInstances" and self.fail_create:
+            if self.fail_create == "after":
+                self.world.proxy.forward(exchange)
+                return 200, b"<RunInstancesResponse>"
+            return world.error("InvalidParameterValue", "told to fail")
+        return None
+
+    def flags(self, flags):
+        """Takes those of the local provider's that are about its cloud."""
+        own = {"-boot-delay": lambda v: setattr(self.boot, "boot_delay_ms", int(seconds(v) * 1000)),
+               "-delete-delay": lambda v: setattr(self, "delete_delay", seconds(v)),
+               "-fail-deletes": lambda v: setattr(self, "fail_deletes", int(v)),
+               "-fail-create": lambda v: setattr(self, "fail_create", v),
+               "-guest-fault": lambda v: setattr(self.boot, "fault", v),
+               "-local-agent": lambda v: setattr(self.boot, "agent", v)}
+        left, words = [], iter(flags)
+        self.be_good()
+        for word in words:
+            if word in own:
+                own[word](next(words))
+            else:
+                left.append(word)
+        return left
+
+    def environment(self):
+        return self.world.environment()
+
+    def instances(self):
+        return sorted(i["InstanceId"] for i in self.world.instances())
+
+    def vm_pids(self):
+        return self.boot.pids()
+
+    def connections(self):
+        ports = {f":{p:04X}" for p in (self.world.proxy.port, self.world.imds.port)}
+        lines = pathlib.Path("/proc/net/tcp").read_text().splitlines()[1:]
+        inodes = [line.split()[9] for line in lines if line.split()[2][-5:] in ports]
+        # Every handle of libcurl has a pair without a name as well.
+        unix = [line.split() for line in pathlib.Path("/proc/net/unix").read_text().splitlines()[1:]]
+        inodes += [words[6] for words in unix if len(words) == 7]
+        return {f"socket:[{inode}]" for inode in inodes}
+
+    def lose_instances(self):
+        self.world.ec2.terminate_instances(InstanceIds=self.instances())
+
+    def stop(self):
+        try:
+            self.boot.stop()
+        finally:
+            self.world.stop()
+
+
+CLOUDS = {"local": Local, "aws": Aws}
+running = {}
+
+
+def of(provider, directory):
+    key = provider, pathlib.Path(directory)
+    if key not in running:
+        running[key] = CLOUDS[provider](pathlib.Path(directory))
+    return running[key]
+
+
+def stop_of(directory):
+    for key in [k for k in running if k[1] == pathlib.Path(directory)]:
+        running.pop(key).stop()
