@@ -31,7 +31,7 @@ import threading
 BIN = pathlib.Path(os.environ.get("PEERPOD_BIN", "build/bin")).resolve()
 HELPER = "peerpod-local-vm"
 PR_SET_CHILD_SUBREAPER = 36
-LINKS = ("ppl", "ppo")  # + index (providers/local/config.h)
+LINKS = ("ppl", "ppx")  # + index (providers/local/config.h)
 LOOK_EVERY = 0.5
 
 
