@@ -20,6 +20,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <malloc.h>
 
 #include "adaptor/control.h"
 #include "adaptor/meter.h"
@@ -34,6 +35,8 @@
 #include "net/link.h"
 #include "relay/fdstore.h"
 #include "relay/relay.h"
+
+#define TRIM_MS 3000 /* behind the first of many starts or ends: one trim for all of them */
 
 static int check_pods_dir(struct adaptor *a, struct err *err)
 {
@@ -196,6 +199,7 @@ int adaptor_new(uv_loop_t *loop, const struct adaptor_config *config, struct pro
     a->provider = meter_new(provider, a->metrics);
     a->pods_fd = a->tenure.lock_fd = a->tenure.token_fd = -1;
     a->started_ms = clock_real_ms();
+    uv_timer_init(loop, &a->trim);
     int r = begin(a, err);
     if (r < 0) {
         adaptor_free(a);
@@ -213,6 +217,19 @@ int adaptor_new(uv_loop_t *loop, const struct adaptor_config *config, struct pro
     fdstore_notify("READY=1", NULL);
     *ret = a;
     return 0;
+}
+
+/* glibc gives memory back from a heap's end alone, and there is always something at the end: after a
+ * thousand pods 30 MiB would stay with us. */
+static void trim(_unused_ uv_timer_t *timer)
+{
+    malloc_trim(0);
+}
+
+void adaptor_trim_soon(struct adaptor *a)
+{
+    if (!uv_is_active((uv_handle_t *)&a->trim))
+        uv_timer_start(&a->trim, trim, TRIM_MS, 0);
 }
 
 /* Lets go of a sandbox without touching its state: descriptors stay in the store, files on disk. */
@@ -249,6 +266,7 @@ void adaptor_free(struct adaptor *a)
     while (a->sandboxes)
         release_sandbox(a->sandboxes);
     tls_ctx_free(a->tls);
+    uv_close((uv_handle_t *)&a->trim, NULL);
     closep(&a->pods_fd);
     tenure_done(&a->tenure);
     phase_free(a->phase);

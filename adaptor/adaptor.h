@@ -47,6 +47,7 @@ struct adaptor {
     struct rpc_server *hypervisor, *control;
     struct reconcile *reconcile;
     struct probe *probe;
+    uv_timer_t trim;
 };
 
 /*
@@ -60,3 +61,5 @@ void adaptor_free(struct adaptor *a);
 /* true: there are jobs, for whose end adaptor_free would wait; they were let go of, and the caller
  * is to _exit at once. */
 bool adaptor_abandon(struct adaptor *a);
+/* Much memory has become free, or is about to: the kernel gets it back in some seconds. */
+void adaptor_trim_soon(struct adaptor *a);

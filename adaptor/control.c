@@ -39,7 +39,7 @@ static void fill_status(struct sandbox *sb, Peerpod__SandboxStatus *s)
     s->bytes_out = sb->bytes_tx + stats.bytes_tx;
     s->created_unix_ms = sb->record.created_ms;
     s->started_unix_ms = sb->record.started_ms;
-    s->last_error = sb->record.last_error;
+    s->last_error = sb->record.last_error ? sb->record.last_error : (char *)"";
     s->generation = sb->adaptor->tenure.generation;
     s->netns = sb->record.netns;
     s->agent_socket = sb->socket_path;

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Records. JSON, because an operator reads them in an emergency, and because unknown fields keep
- * themselves: a record is read into a struct *and* kept as the JSON object it was; writing updates
- * the fields that we know in that object. So a newer daemon's additions survive an older one (a
- * raised minor version), and up, down, up loses no pod. A raised major version is refused: the
+ * themselves: what a record holds beyond the fields that we know is kept as the JSON object it was,
+ * and written back with them. So a newer daemon's additions survive an older one (a raised minor
+ * version), and up, down, up loses no pod. A raised major version is refused: the
  * older daemon ends with a message, and the keeper goes on holding the descriptors.
  *
  * Who adds a field raises the minor version, and gives it a meaning when it is missing (an older
@@ -142,6 +142,15 @@ static int get_network(struct json_object *o, struct record *r, struct err *err)
     return e;
 }
 
+static int get_error(struct json_object *o, struct record *r, struct err *err)
+{
+    char text[ERR_TEXT_MAX] = "";
+    int e = get_text(o, "last_error", text, sizeof(text), false, err);
+    if (e == 0 && *text)
+        r->last_error = xstrdup(text);
+    return e;
+}
+
 static int get_all(struct json_object *o, struct record *r, struct err *err)
 {
     int e = get_text(o, "id", r->id, sizeof(r->id), true, err);
@@ -162,7 +171,7 @@ static int get_all(struct json_object *o, struct record *r, struct err *err)
     if (e == 0)
         e = get_text(o, "instance_name", r->instance.name, sizeof(r->instance.name), false, err);
     if (e == 0)
-        e = get_text(o, "last_error", r->last_error, sizeof(r->last_error), false, err);
+        e = get_error(o, r, err);
     if (e == 0)
         e = get_number(o, "created_unix_ms", INT64_MAX, &r->created_ms, err);
     if (e == 0)
@@ -170,7 +179,7 @@ static int get_all(struct json_object *o, struct record *r, struct err *err)
     return e;
 }
 
-static int check_version(struct json_object *o, struct err *err)
+static int get_version(struct json_object *o, struct record *r, struct err *err)
 {
     int64_t major = 0;
     int e = get_number(o, "version_major", INT32_MAX, &major, err);
@@ -180,7 +189,10 @@ static int check_version(struct json_object *o, struct err *err)
         return err_set(err, -EPROTONOSUPPORT,
                        "it is of format %lld, this program knows up to %d: use the newer version",
                        (long long)major, RECORD_MAJOR);
-    return major < 1 ? err_set(err, -EBADMSG, "key \"version_major\" is missing") : 0;
+    if (major < 1)
+        return err_set(err, -EBADMSG, "key \"version_major\" is missing");
+    (void)json_get_i64(o, "version_minor", &r->minor, NULL);
+    return 0;
 }
 
 static bool is_hex(const char *s, size_t len)
@@ -198,60 +210,12 @@ static int check_words(const struct record *r, struct err *err)
     return 0;
 }
 
-int record_read(int dirfd, struct record *ret, struct err *err)
-{
-    _cleanup_free_ char *text = NULL;
-    struct record r = {0};
-    size_t len;
-    int e = fs_read(dirfd, RECORD_FILE, RECORD_MAX, &text, &len, err);
-    if (e < 0)
-        return e;
-    e = json_parse(text, len, &r.raw, err);
-    if (e < 0)
-        return err_wrap(err, -EBADMSG, "reading the record %s", RECORD_FILE);
-    e = check_version(r.raw, err);
-    if (e == 0)
-        e = get_all(r.raw, &r, err);
-    if (e == 0)
-        e = get_state(r.raw, &r, err);
-    if (e == 0)
-        e = get_spec(r.raw, &r, err);
-    if (e == 0)
-        e = get_addresses(r.raw, &r.instance, err);
-    if (e == 0)
-        e = get_tunnel(r.raw, &r, err);
-    if (e == 0)
-        e = check_words(&r, err);
-    if (e == 0)
-        e = get_network(r.raw, &r, err);
-    const char *why;
-    if (e == 0 && str_check_sandbox_id(r.id, &why) < 0)
-        e = err_set(err, -EBADMSG, "key \"id\" is not a sandbox id: %s", why);
-    if (e < 0) {
-        record_done(&r);
-        return err_wrap(err, e == -EPROTONOSUPPORT ? e : -EBADMSG, "reading the record %s",
-                        RECORD_FILE);
-    }
-    memcpy(r.instance.sandbox, r.id, sizeof(r.id));
-    *ret = r;
-    return 0;
-}
-
 /* -- writing -- */
 
-/* The highest that has written it: who finds a lower one knows that its own fields are missing. */
-static int64_t minor_of(struct json_object *o)
+static void put_all(const struct record *r, struct json_object *o)
 {
-    int64_t minor = 0;
-    (void)json_get_i64(o, "version_minor", &minor, NULL);
-    return MAX(minor, (int64_t)RECORD_MINOR);
-}
-
-static void put_all(struct record *r)
-{
-    struct json_object *o = r->raw;
     json_add_i64(o, "version_major", RECORD_MAJOR);
-    json_add_i64(o, "version_minor", minor_of(o));
+    json_add_i64(o, "version_minor", MAX(r->minor, (int64_t)RECORD_MINOR));
     json_add_string(o, "id", r->id);
     json_add_string(o, "pod", r->pod);
     json_add_string(o, "namespace", r->namespace);
@@ -274,38 +238,102 @@ static void put_all(struct record *r)
     json_add_bool(o, "plain", r->plain);
     json_add_i64(o, "vxlan_id", r->vxlan_id);
     json_add_string(o, "pod_interface", r->pod_interface);
-    json_add_string(o, "last_error", r->last_error);
+    json_add_string(o, "last_error", r->last_error ? r->last_error : "");
 }
 
-static void put_lists(struct record *r)
+static void put_lists(const struct record *r, struct json_object *o)
 {
     struct json_object *list = json_object_new_array();
     char pin[2 * TLS_PIN_SIZE + 1] = "";
     for (size_t i = 0; i < r->instance.n_addresses; i++)
         json_object_array_add(list, json_object_new_string(r->instance.addresses[i]));
-    json_object_object_add(r->raw, "addresses", list);
+    json_object_object_add(o, "addresses", list);
     if (r->enrolled)
         str_hex(r->peer_pin, TLS_PIN_SIZE, pin);
-    json_add_string(r->raw, "peer_pin", pin);
+    json_add_string(o, "peer_pin", pin);
 }
 
-char *record_text(struct record *r)
+char *record_text(const struct record *r)
 {
-    if (!r->raw)
-        r->raw = json_object_new_object();
-    put_all(r);
-    put_lists(r);
-    return xstrdup(json_object_to_json_string_ext(r->raw, JSON_C_TO_STRING_PRETTY));
+    _cleanup_(json_putp) struct json_object *o = json_object_new_object();
+    put_all(r, o);
+    put_lists(r, o);
+    if (r->unknown) {
+        json_object_object_foreach(r->unknown, key, value)
+        {
+            json_object_object_add(o, key, json_object_get(value));
+        }
+    }
+    return xstrdup(json_object_to_json_string_ext(o, JSON_C_TO_STRING_PRETTY));
 }
 
-int record_write(int dirfd, struct record *r, struct err *err)
+int record_write(int dirfd, const struct record *r, struct err *err)
 {
     _cleanup_free_ char *text = record_text(r);
     return fs_write_atomic(dirfd, RECORD_FILE, text, strlen(text), 0600, err);
 }
 
+/* -- reading the whole -- */
+
+/* What put_all and put_lists do not write themselves. */
+static void keep_unknown(struct record *r, struct json_object *o)
+{
+    _cleanup_(json_putp) struct json_object *known = json_object_new_object();
+    put_all(r, known);
+    put_lists(r, known);
+    json_object_object_foreach(known, key, value)
+    {
+        (void)value;
+        json_object_object_del(o, key);
+    }
+    if (json_object_object_length(o) > 0)
+        r->unknown = json_object_get(o);
+}
+
+int record_read(int dirfd, struct record *ret, struct err *err)
+{
+    _cleanup_free_ char *text = NULL;
+    struct record r = {0};
+    size_t len;
+    int e = fs_read(dirfd, RECORD_FILE, RECORD_MAX, &text, &len, err);
+    if (e < 0)
+        return e;
+    _cleanup_(json_putp) struct json_object *o = NULL;
+    e = json_parse(text, len, &o, err);
+    if (e < 0)
+        return err_wrap(err, -EBADMSG, "reading the record %s", RECORD_FILE);
+    e = get_version(o, &r, err);
+    if (e == 0)
+        e = get_all(o, &r, err);
+    if (e == 0)
+        e = get_state(o, &r, err);
+    if (e == 0)
+        e = get_spec(o, &r, err);
+    if (e == 0)
+        e = get_addresses(o, &r.instance, err);
+    if (e == 0)
+        e = get_tunnel(o, &r, err);
+    if (e == 0)
+        e = check_words(&r, err);
+    if (e == 0)
+        e = get_network(o, &r, err);
+    const char *why;
+    if (e == 0 && str_check_sandbox_id(r.id, &why) < 0)
+        e = err_set(err, -EBADMSG, "key \"id\" is not a sandbox id: %s", why);
+    if (e < 0) {
+        record_done(&r);
+        return err_wrap(err, e == -EPROTONOSUPPORT ? e : -EBADMSG, "reading the record %s",
+                        RECORD_FILE);
+    }
+    memcpy(r.instance.sandbox, r.id, sizeof(r.id));
+    keep_unknown(&r, o);
+    *ret = r;
+    return 0;
+}
+
 void record_done(struct record *r)
 {
-    json_put(r->raw);
-    r->raw = NULL;
+    json_put(r->unknown);
+    r->unknown = NULL;
+    free(TAKE_PTR(r->last_error));
 }

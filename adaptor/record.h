@@ -38,6 +38,8 @@
 enum sandbox_state { SANDBOX_CREATED, SANDBOX_STARTING, SANDBOX_RUNNING, SANDBOX_DELETING };
 
 struct record {
+    int64_t minor; /* the highest version that has written it: who finds a lower one than its own
+                      knows that its own fields are missing */
     char id[SANDBOX_ID_MAX + 1];
     char pod[RECORD_NAME_MAX + 1], namespace[RECORD_NAME_MAX + 1];
     char netns[256];
@@ -55,8 +57,8 @@ struct record {
     uint32_t next_channel;
     uint32_t vxlan_id;            /* 0: none yet */
     char pod_interface[IFNAMSIZ]; /* "": not inspected yet */
-    char last_error[ERR_TEXT_MAX];
-    struct json_object *raw; /* as read: fields of a newer minor version live here; owned */
+    char *last_error;             /* owned; NULL: none */
+    struct json_object *unknown;  /* fields of a newer minor version, or NULL; owned */
 };
 
 const char *sandbox_state_name(enum sandbox_state state);
@@ -65,7 +67,7 @@ const char *sandbox_state_name(enum sandbox_state state);
  * major version (the daemon must end then). */
 int record_read(int dirfd, struct record *ret, struct err *err);
 /* Atomic; keeps what it did not understand when it was read. */
-int record_write(int dirfd, struct record *r, struct err *err);
+int record_write(int dirfd, const struct record *r, struct err *err);
 /* The JSON text of it, owned. */
-char *record_text(struct record *r);
+char *record_text(const struct record *r);
 void record_done(struct record *r);

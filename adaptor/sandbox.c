@@ -67,7 +67,8 @@ int sandbox_save(struct sandbox *sb, struct err *err)
 
 void sandbox_note_error(struct sandbox *sb, const char *step, const struct err *err)
 {
-    memcpy(sb->record.last_error, err->text, sizeof(sb->record.last_error));
+    free(sb->record.last_error);
+    sb->record.last_error = xstrdup(err->text);
     metrics_error(sb->adaptor->metrics, step);
     log_entry(LOG_LEVEL_ERROR, sb->record.id, step, "%s", err_text(err));
 }
@@ -182,6 +183,7 @@ void sandbox_free(struct sandbox *sb)
         at = &(*at)->next;
     *at = sb->next;
     a->n_sandboxes--;
+    adaptor_trim_soon(a);
     tunnel_free(TAKE_PTR(sb->tunnel));
     plainmode_close(sb);
     tls_identity_free(TAKE_PTR(sb->identity));

@@ -259,7 +259,8 @@ static void start_succeeded(struct sandbox *sb)
 {
     struct err err = ERR_INIT;
     sb->record.state = SANDBOX_RUNNING;
-    *sb->record.last_error = '\0';
+    adaptor_trim_soon(sb->adaptor);
+    free(TAKE_PTR(sb->record.last_error));
     if (sandbox_save(sb, &err) < 0) {
         sandbox_start_fail(sb, "record", &err);
         return;
@@ -623,7 +624,8 @@ void sandbox_start(struct sandbox *sb, int64_t timeout_ns, struct waiter *w)
         return;
     case SANDBOX_DELETING:
         err_set(&err, -ESHUTDOWN, "StartVM: sandbox %s is being deleted%s%s", sb->record.id,
-                *sb->record.last_error ? ": " : "", sb->record.last_error);
+                sb->record.last_error ? ": " : "",
+                sb->record.last_error ? sb->record.last_error : "");
         w->done(w, &err);
         return;
     case SANDBOX_CREATED:

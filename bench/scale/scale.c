@@ -4,7 +4,8 @@
  * came through CreateVM and StartVM and has a forwarder, an agent, a container and a WaitProcess that
  * blocks (fleet.h). Needs root.
  *
- * SCALE_PODS=1000: fewer are a trial. SCALE_IDLE=30: seconds.
+ * SCALE_PODS=1000: fewer are a trial. SCALE_IDLE=30: seconds. SCALE_LAUNCHER: a program that runs the
+ * daemon's command line, for a look with a profiler.
  *
  *     0, 1, 100, 1000 pods   memory of daemon and keeper, from smaps_rollup, at rest
  *     idle                   nothing but the tunnels' own pings: CPU time and wake-ups
@@ -325,6 +326,8 @@ static void measure_vms(struct scale *s)
 
 static int measure_all(struct scale *s, struct err *err)
 {
+    const char *const launcher[] = {getenv("SCALE_LAUNCHER"), NULL};
+    s->world.launcher = launcher;
     int r = world_start(&s->world, NULL, NULL, err);
     if (r < 0)
         return r;

@@ -187,6 +187,13 @@ void tunnel_redial(struct tunnel *t, int64_t gap_ms)
     dial_timer_start(t, t->dialled_at + gap_ms - clock_mono_ms());
 }
 
+struct trouble *tunnel_trouble(struct tunnel *t)
+{
+    if (!t->trouble)
+        t->trouble = xcalloc(1, sizeof(*t->trouble));
+    return t->trouble;
+}
+
 static void dial(struct tunnel *t)
 {
     struct err err = ERR_INIT;
@@ -197,7 +204,7 @@ static void dial(struct tunnel *t)
     if (r == 0)
         r = session_new(t, fd, SESSION_CONNECT, &err);
     if (r < 0) {
-        t->last_err = err;
+        tunnel_trouble(t)->err = err;
         tunnel_redial(t, TUNNEL_CONNECT_MS);
         return;
     }
@@ -324,6 +331,7 @@ void tunnel_unref(struct tunnel *t)
         return;
     hub_put(t->hub);
     free(t->channels);
+    free(t->trouble);
     free(t);
 }
 
@@ -355,5 +363,5 @@ void tunnel_get_stats(const struct tunnel *t, struct tunnel_stats *ret)
 
 void tunnel_last_error(const struct tunnel *t, struct err *ret)
 {
-    *ret = t->last_err;
+    *ret = t->trouble ? t->trouble->err : ERR_INIT;
 }

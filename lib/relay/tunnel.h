@@ -46,10 +46,10 @@ enum tunnel_role { TUNNEL_DAEMON, TUNNEL_FORWARDER };
 
 struct tunnel_config {
     enum tunnel_role role;
-    const char *sandbox_id;          /* both sides must agree; copied */
-    const struct tls_identity *self; /* borrowed for the tunnel's life */
-    struct tls_ctx *ctx;             /* shared context, borrowed */
-    uint64_t generation;             /* daemon: ours. forwarder: the highest seen so far */
+    const char *sandbox_id;    /* both sides must agree; copied */
+    struct tls_identity *self; /* borrowed for the tunnel's life */
+    struct tls_ctx *ctx;       /* shared context, borrowed */
+    uint64_t generation;       /* daemon: ours. forwarder: the highest seen so far */
     /* SPKI SHA-256 pin of the other side; all zero on the daemon: not yet enrolled. */
     uint8_t peer_pin[TLS_PIN_SIZE];
     /* One-time enrolment secret; len 0: retired (forwarder) or not needed any more (daemon).

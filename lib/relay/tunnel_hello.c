@@ -291,8 +291,9 @@ static void session_up(struct session *s)
     t->stats.resumes += !first;
     if (!first)
         t->stats.silence_ms = clock_mono_ms() - t->stats.last_rx_ms;
-    err_clear(&t->last_refusal);
-    err_clear(&t->last_err);
+    free(TAKE_PTR(t->trouble));
+    tls_connection_settle(s->ssl);
+    tls_identity_rest(t->config.self);
     memcpy(t->stats.peer, s->peer, sizeof(t->stats.peer));
     hub_queue(s);
     t->ops->up(t->owner, first);

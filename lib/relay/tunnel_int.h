@@ -154,6 +154,10 @@ struct session {
     int64_t last_rx, last_ping, ping_at; /* clock_mono_ms; ping_at 0: none unanswered */
 };
 
+struct trouble {
+    struct err err, refusal; /* the last */
+};
+
 struct tunnel {
     struct hub *hub;
     uv_loop_t *loop;
@@ -180,7 +184,7 @@ struct tunnel {
     int64_t dialled_at;
 
     bool was_up;
-    struct err last_err, last_refusal;
+    struct trouble *trouble; /* since it was up; owned, NULL: none */
     struct tunnel_stats stats;
 };
 
@@ -215,6 +219,7 @@ void hello_refused(struct session *s, const uint8_t *in, size_t len);
 void hello_enrolled(struct session *s);
 
 /* tunnel.c */
+struct trouble *tunnel_trouble(struct tunnel *t); /* made if need be */
 struct channel *tunnel_find(const struct tunnel *t, uint32_t id);
 int tunnel_insert(struct tunnel *t, uint32_t id, const struct channel_ops *ops, void *ep,
                   struct channel **ret);

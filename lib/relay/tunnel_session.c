@@ -84,10 +84,11 @@ static void report(struct session *s, bool was_up, bool was_cur, const struct er
                    bool refused)
 {
     struct tunnel *t = s->t;
-    bool news = refused && strcmp(t->last_refusal.text, why->text) != 0;
-    t->last_err = *why;
+    struct trouble *trouble = tunnel_trouble(t);
+    bool news = refused && strcmp(trouble->refusal.text, why->text) != 0;
+    trouble->err = *why;
     if (refused)
-        t->last_refusal = *why;
+        trouble->refusal = *why;
     if (was_cur)
         tunnel_redial(t, refused ? TUNNEL_REFUSED_GAP_MS : TUNNEL_DIAL_GAP_MS);
     log_debug("tunnel %s: session with %s: %s", t->sandbox, s->peer, err_text(why));

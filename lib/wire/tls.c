@@ -12,6 +12,9 @@
  * keys anew; a context is shared by all connections of one role and never changes after it was
  * made; key and certificate belong to the connection.
  *
+ * A thousand tunnels that are up need no key: OpenSSL's objects of one take 4 KiB in a hundred
+ * pieces, so an identity rests as DER (half a KiB) and is parsed again for each handshake.
+ *
  * Failures: OpenSSL's queue of errors is per thread and would be blamed on the next caller, so
  * every failing path empties it into one sentence (tls_err).
  *
@@ -38,9 +41,15 @@
 #define WIRE_IN (68U << 10)                       /* what one read may take */
 #define EXPORTER_LABEL "EXPORTER-Channel-Binding" /* RFC 9266 */
 
+struct der {
+    uint8_t *data; /* owned */
+    int len;
+};
+
 struct tls_identity {
-    EVP_PKEY *key;
+    EVP_PKEY *key; /* NULL at rest: then key_der and cert_der hold both */
     X509 *cert;
+    struct der key_der, cert_der;
     uint8_t pin[TLS_PIN_SIZE];
 };
 
@@ -218,7 +227,45 @@ void tls_identity_free(struct tls_identity *id)
         return;
     EVP_PKEY_free(id->key);
     X509_free(id->cert);
+    OPENSSL_clear_free(id->key_der.data, (size_t)id->key_der.len);
+    OPENSSL_free(id->cert_der.data);
     free(id);
+}
+
+void tls_identity_rest(struct tls_identity *id)
+{
+    struct der key = {NULL, 0}, cert = {NULL, 0};
+    if (!id->key)
+        return;
+    key.len = i2d_PrivateKey(id->key, &key.data);
+    cert.len = i2d_X509(id->cert, &cert.data);
+    if (key.len <= 0 || cert.len <= 0) { /* it stays awake */
+        ERR_clear_error();
+        OPENSSL_clear_free(key.data, (size_t)MAX(key.len, 0));
+        OPENSSL_free(cert.data);
+        return;
+    }
+    id->key_der = key;
+    id->cert_der = cert;
+    EVP_PKEY_free(TAKE_PTR(id->key));
+    X509_free(TAKE_PTR(id->cert));
+}
+
+/* Both are the caller's. */
+static int identity_objects(const struct tls_identity *id, EVP_PKEY **ret_key, X509 **ret_cert,
+                            struct err *err)
+{
+    if (id->key) {
+        EVP_PKEY_up_ref(id->key);
+        X509_up_ref(id->cert);
+        *ret_key = id->key;
+        *ret_cert = id->cert;
+        return 0;
+    }
+    const uint8_t *key = id->key_der.data, *cert = id->cert_der.data;
+    *ret_key = d2i_AutoPrivateKey(NULL, &key, id->key_der.len);
+    *ret_cert = d2i_X509(NULL, &cert, id->cert_der.len);
+    return *ret_key && *ret_cert ? 0 : tls_err(err, -EIO, "reading key and certificate again");
 }
 
 static char *bio_steal_text(BIO *bio)
@@ -236,8 +283,13 @@ int tls_identity_pem(const struct tls_identity *id, char **ret_key, char **ret_c
 {
     _cleanup_(BIO_free_allp) BIO *key = BIO_new(BIO_s_secmem()); /* wiped when freed */
     _cleanup_(BIO_free_allp) BIO *cert = BIO_new(BIO_s_mem());
-    if (!key || !cert || PEM_write_bio_PrivateKey(key, id->key, NULL, NULL, 0, NULL, NULL) != 1 ||
-        PEM_write_bio_X509(cert, id->cert) != 1)
+    _cleanup_(EVP_PKEY_freep) EVP_PKEY *pkey = NULL;
+    _cleanup_(X509_freep) X509 *x509 = NULL;
+    int r = identity_objects(id, &pkey, &x509, err);
+    if (r < 0)
+        return r;
+    if (!key || !cert || PEM_write_bio_PrivateKey(key, pkey, NULL, NULL, 0, NULL, NULL) != 1 ||
+        PEM_write_bio_X509(cert, x509) != 1)
         return tls_err(err, -EIO, "writing key and certificate");
     *ret_key = bio_steal_text(key);
     *ret_cert = bio_steal_text(cert);
@@ -349,7 +401,7 @@ static int sock_write(BIO *b, const char *data, int len)
     if (len <= 0 || (!w->corked && w->len == 0))
         return sock_write_through(b, w, data, len);
     if (!w->out)
-        w->out = xcalloc(1, WIRE_OUT);
+        w->out = xrealloc(NULL, WIRE_OUT);
     if (WIRE_OUT - w->len < (size_t)len || !w->corked)
         r = wire_send(w);
     size_t n = MIN(WIRE_OUT - w->len, (size_t)len);
@@ -457,8 +509,13 @@ int tls_connection_new(struct tls_ctx *ctx, const struct tls_identity *self, SSL
                        struct err *err)
 {
     _cleanup_(SSL_freep) SSL *ssl = SSL_new(ctx->ssl);
-    if (!ssl || (self && (SSL_use_certificate(ssl, self->cert) != 1 ||
-                          SSL_use_PrivateKey(ssl, self->key) != 1)))
+    _cleanup_(EVP_PKEY_freep) EVP_PKEY *key = NULL;
+    _cleanup_(X509_freep) X509 *cert = NULL;
+    int r = self ? identity_objects(self, &key, &cert, err) : 0;
+    if (r < 0)
+        return r;
+    if (!ssl ||
+        (self && (SSL_use_certificate(ssl, cert) != 1 || SSL_use_PrivateKey(ssl, key) != 1)))
         return tls_err(err, -EIO, "making a TLS connection");
     if (ctx->server)
         SSL_set_accept_state(ssl);
@@ -479,6 +536,11 @@ int tls_connection_attach(struct tls_ctx *ctx, SSL *ssl, int fd, struct err *err
     BIO_set_init(bio, 1);
     SSL_set_bio(ssl, bio, bio);
     return 0;
+}
+
+void tls_connection_settle(SSL *ssl)
+{
+    SSL_certs_clear(ssl);
 }
 
 static struct wire *wire_of(const SSL *ssl)

@@ -25,6 +25,8 @@ int tls_identity_parse(const char *key_pem, const char *cert_pem, struct tls_ide
                        struct err *err);
 void tls_identity_free(struct tls_identity *id);
 DEFINE_CLEANUP(struct tls_identity, tls_identity_free)
+/* Gives back what only handshakes need; it stays as useful as before. */
+void tls_identity_rest(struct tls_identity *id);
 /* The same for a server of plain mode: server_name is its one DNS name (SAN) as well. */
 int tls_identity_new_server(const char *server_name, struct tls_identity **ret, struct err *err);
 /* PEM texts, owned; free the key with secret care (str.h: secret_wipe). */
@@ -64,6 +66,8 @@ int tls_connection_flush(SSL *ssl);
 bool tls_connection_unsent(const SSL *ssl);
 /* Gives back the memory that collecting took, if it is empty. */
 void tls_connection_trim(SSL *ssl);
+/* Behind the handshake: lets go of key and certificate. */
+void tls_connection_settle(SSL *ssl);
 /* The ALPN protocol that was agreed on is TLS_ALPN_TUNNEL. */
 bool tls_connection_is_tunnel(const SSL *ssl);
 /* After the handshake: the peer's pin. -ENOENT: it sent no certificate. */
