@@ -7,6 +7,7 @@ FUZZ_TIME ?= 60
 BENCH_RUNS ?= 9
 SCALE_PODS ?= 1000
 SCALE_IDLE ?= 30
+PROVIDER ?= local
 PREFIX ?= /usr/local
 DESTDIR ?=
 JOBS ?= 2
@@ -31,10 +32,10 @@ release: ## optimised build into build/release
 	@scripts/setup --build
 	@scripts/build release
 
-demo: ## run one pod on the `local` provider and show its output and a timeline
-	@scripts/setup --build
+demo: ## run one pod on the `local` provider (PROVIDER=aws: on its test double) and show its output and a timeline
+	@if [ "$(PROVIDER)" = local ]; then scripts/setup --build; else scripts/setup; fi
 	@scripts/build dev
-	@scripts/demo
+	@PROVIDER=$(PROVIDER) scripts/demo
 
 test: ## all tests: gcc, clang, address+undefined and thread sanitizers, lint (STRICT=1: a skip fails)
 	@scripts/setup

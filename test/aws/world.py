@@ -330,14 +330,16 @@ class World:
         key = iam.create_access_key(UserName=user)["AccessKey"]
         return key["AccessKeyId"], key["SecretAccessKey"]
 
+    def own_environment(self):
+        return {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.proxy.port}",
+                "AWS_EC2_METADATA_SERVICE_ENDPOINT": f"http://127.0.0.1:{self.imds.port}",
+                "AWS_ACCESS_KEY_ID": self.user_key[0], "AWS_SECRET_ACCESS_KEY": self.user_key[1],
+                "AWS_REGION": REGION, "PODVM_AMI_ID": self.image, "AWS_SETTLE_TIME": "1s"}
+
     def environment(self, **more):
         """Of the programs under test: nothing of the caller's own AWS set-up."""
         env = {k: v for k, v in os.environ.items() if not k.startswith("AWS_")}
-        env.update(AWS_ENDPOINT_URL=f"http://127.0.0.1:{self.proxy.port}",
-                   AWS_EC2_METADATA_SERVICE_ENDPOINT=f"http://127.0.0.1:{self.imds.port}",
-                   AWS_ACCESS_KEY_ID=self.user_key[0], AWS_SECRET_ACCESS_KEY=self.user_key[1],
-                   AWS_REGION=REGION, PODVM_AMI_ID=self.image, AWS_SETTLE_TIME="1s")
-        env.update(more)
+        env.update(self.own_environment(), **more)
         return {k: v for k, v in env.items() if v is not None}
 
     def command(self, *words, flags=()):

@@ -54,6 +54,17 @@ def test_a_command_of_ones_own_and_its_status(tmp_path):
     assert "out" in done.stdout
 
 
+if not any(s in os.environ["PEERPOD_BIN"] for s in ("asan", "tsan", "clang")):
+    def test_demo_on_aws(tmp_path):
+        """On the double of AWS, whose instance is booted as a pod VM."""
+        pytest.importorskip("moto")
+        done = run(tmp_path, "/bin/sh", "-c", "echo hello from aws", PROVIDER="aws")
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "hello from aws" in done.stdout
+        log = (tmp_path / "demo.log").read_text()
+        assert "with provider aws" in log and "at 172.31." in log, log
+
+
 def test_programs_that_are_not_built(tmp_path):
     done = run(tmp_path, PEERPOD_BIN=str(tmp_path))
     assert done.returncode == 1 and "make build" in done.stderr
