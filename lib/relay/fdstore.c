@@ -33,6 +33,7 @@
 #include <time.h>
 
 #include "base/str.h"
+#include "relay/fdpass.h"
 
 #define FIRST_FD 3
 #define INHERITED_MAX 65536 /* more than any store of ours keeps */
@@ -62,22 +63,6 @@ static struct {
 
 /* -- start -- */
 
-static int parse_address(const char *path, struct err *err)
-{
-    size_t len = strlen(path);
-
-    if (path[0] != '/' && path[0] != '@')
-        return err_set(err, -EINVAL, "NOTIFY_SOCKET '%s': not an absolute path", path);
-    if (len < 2 || len >= sizeof(store.address.sun_path))
-        return err_set(err, -EINVAL, "NOTIFY_SOCKET: bad length %zu", len);
-    store.address = (struct sockaddr_un){.sun_family = AF_UNIX};
-    memcpy(store.address.sun_path, path, len);
-    if (path[0] == '@')
-        store.address.sun_path[0] = '\0';
-    store.address_len = (socklen_t)(offsetof(struct sockaddr_un, sun_path) + len);
-    return 0;
-}
-
 static int open_socket(struct err *err)
 {
     const char *path = getenv("NOTIFY_SOCKET");
@@ -85,9 +70,9 @@ static int open_socket(struct err *err)
 
     if (str_empty(path))
         return 0;
-    int r = parse_address(path, err);
+    int r = fdpass_address(path, &store.address, &store.address_len, err);
     if (r < 0)
-        return r;
+        return err_wrap(err, r, "NOTIFY_SOCKET");
     store.socket = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
     if (store.socket < 0) {
         store.address_len = 0;
@@ -272,34 +257,11 @@ static int check_name(const char *name, struct err *err)
 /* fd may be -1. */
 static int send_message(const char *text, int fd, struct err *err)
 {
-    union {
-        struct cmsghdr align;
-        char data[CMSG_SPACE(sizeof(int))];
-    } control = {.data = {0}};
-    struct iovec iov = {.iov_base = (void *)(uintptr_t)text, .iov_len = strlen(text)};
-    struct msghdr msg = {.msg_name = &store.address,
-                         .msg_namelen = store.address_len,
-                         .msg_iov = &iov,
-                         .msg_iovlen = 1};
-    ssize_t n;
-
     if (!fdstore_available())
         return 0;
-    if (fd >= 0) {
-        msg.msg_control = control.data;
-        msg.msg_controllen = sizeof(control.data);
-        struct cmsghdr *c = CMSG_FIRSTHDR(&msg);
-        c->cmsg_level = SOL_SOCKET;
-        c->cmsg_type = SCM_RIGHTS;
-        c->cmsg_len = CMSG_LEN(sizeof(int));
-        memcpy(CMSG_DATA(c), &fd, sizeof(int));
-    }
-    do
-        n = sendmsg(store.socket, &msg, MSG_NOSIGNAL);
-    while (n < 0 && errno == EINTR);
-    if (n < 0)
-        return err_errno(err, -errno, "descriptor store: sending");
-    return 0;
+    int r =
+        fdpass_send_to(store.socket, &store.address, store.address_len, text, &fd, fd >= 0 ? 1 : 0);
+    return r < 0 ? err_errno(err, r, "descriptor store: sending") : 0;
 }
 
 int fdstore_add(const char *name, int fd, struct err *err)
