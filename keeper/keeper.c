@@ -2,12 +2,15 @@
 /*
  * Theory of operation
  *
- * One thread, one poll: the notify socket, and a signalfd (all signals that matter are blocked, so
- * nothing is ever interrupted and pid 1's special dispositions do not apply).
+ * One thread, one poll: the child's messages, a signalfd (all signals that matter are blocked, so
+ * nothing is interrupted and pid 1's special dispositions do not apply), and other keepers. Memory
+ * is taken at the start and never after.
  *
- * The child is in one of two states: running (pid > 0), or dead with a time at which it starts
- * again (restart_at). When it dies the notify socket is drained before anything else: a descriptor
- * that it sent just before its death is then in the store, and its successor gets it.
+ * A message is looked at in the queue, handed to the peers and applied, and only then taken out: who
+ * holds the queue too (handover.c) finds it there if we die in between. Any process of root or of
+ * our user may send, not only the child: the command may be a script that runs the real program.
+ * When the child dies the queue is read before anything else: what it sent just before its death
+ * is its successor's.
  *
  * Pauses: restart_min, doubled by each death up to restart_max; a child that lived for settled
  * starts from restart_min again. They are short because the shim gives a silent agent 30 s, and
@@ -17,8 +20,7 @@
  * Not asked: only while the store is empty, when the child exits with 0 (its work is finished, and
  * so is ours) or with a status that says "this will not get better" (usage, configuration, not
  * executable), so that the mistake is seen and not retried for ever. Descriptors in the store are
- * pods that live on them, and then we hold on and go on trying: whoever stops the daemon alone gets
- * a restarted daemon, not dead pods.
+ * pods that live on them: then we hold on and go on trying.
  *
  * Handed over: a command that ends with FDSTORE_EXIT_HANDED_OVER has given its work to a successor
  * under another keeper (adaptor/takeover.c) and has emptied its store. Then we end too. As the first
@@ -30,184 +32,158 @@
 #include "keeper/keeper.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
-#include <signal.h>
-#include <stdio.h>
 #include <sys/prctl.h>
-#include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <sys/wait.h>
-#include <time.h>
 
 #include "base/clock.h"
 #include "base/log.h"
-#include "keeper/child.h"
-#include "keeper/notify.h"
 #include "relay/fdstore.h"
 
-#define NUMBERS_MAX 1048576 /* of descriptors, however large RLIMIT_NOFILE is */
+#define FIRST_FD 3
 
-struct keeper {
-    const struct keeper_config *config;
-    sigset_t old_mask;
-    int signal_fd;
-    struct notify notify;
-    struct store store;
-    pid_t pid; /* 0: dead */
-    int64_t started_at, restart_at, pause_ms;
-    bool asked_to_end, ended;
-    bool rests; /* the work is done elsewhere; nothing is started any more */
-    int status;
-};
-
-/* Statuses after which there is no second try: done, usage (2, EX_USAGE), EX_CONFIG, not
- * executable, not found. */
-static bool is_final(int status)
+int keeper_lift(const struct keeper *k, int fd)
 {
-    return status == 0 || status == 2 || status == 64 || status == 78 ||
-           status == CHILD_NOT_EXECUTABLE || status == CHILD_NOT_FOUND ||
-           status == FDSTORE_EXIT_HANDED_OVER;
+    int lifted = fd < 0 ? -1 : fcntl(fd, F_DUPFD_CLOEXEC, FIRST_FD + (int)k->store.max);
+
+    closep(&fd);
+    return lifted;
 }
 
-static int exit_status(int wstatus)
+static bool is_final(int status)
 {
-    return WIFSIGNALED(wstatus) ? 128 + WTERMSIG(wstatus) : WEXITSTATUS(wstatus);
+    return status == 0 || status == 2 || status == 64 || status == 78 || /* done, usage, EX_... */
+           status == FDTABLE_NOT_EXECUTABLE || status == FDTABLE_NOT_FOUND ||
+           status == FDSTORE_EXIT_HANDED_OVER;
 }
 
 static void start(struct keeper *k)
 {
-    struct err err = ERR_INIT;
+    pid_t pid = fdtable_exec(&k->store, k->config->argv, &k->old_mask);
 
     k->started_at = clock_mono_ms();
-    k->pid = child_start(k->config->argv, &k->old_mask, k->notify.path, &k->store, &err);
-    if (k->pid < 0) {
-        log_error("starting %s: %s", k->config->argv[0], err_text(&err));
-        k->pid = 0;
-        k->restart_at = k->started_at + k->config->restart_max_ms;
-        return;
-    }
-    log_info("started %s as process %d with %zu descriptors", k->config->argv[0], (int)k->pid,
-             k->store.n);
+    k->restart_at = k->started_at + k->config->restart_max_ms; /* for want of a process */
+    k->pid = MAX(pid, 0);
+    log_info("started %s as process %d with %zu descriptors%s%s", k->config->argv[0], (int)pid,
+             k->store.n, pid < 0 ? ": " : "", pid < 0 ? strerror(-pid) : "");
 }
 
-static void plan_restart(struct keeper *k, int wstatus)
+static void plan_restart(struct keeper *k, pid_t pid, int wstatus)
 {
     int64_t now = clock_mono_ms();
 
     if (now - k->started_at >= k->config->settled_ms)
         k->pause_ms = k->config->restart_min_ms;
     k->restart_at = now + k->pause_ms;
-    log_warn("%s (process %d) %s %d after %lld ms; %zu descriptors kept; starting it again in "
-             "%lld ms",
-             k->config->argv[0], (int)k->pid,
+    log_warn("%s (process %d) %s %d after %lld ms; %zu descriptors kept; again in %lld ms",
+             k->config->argv[0], (int)pid,
              WIFSIGNALED(wstatus) ? "was killed by signal" : "exited with status",
              WIFSIGNALED(wstatus) ? WTERMSIG(wstatus) : WEXITSTATUS(wstatus),
              (long long)(now - k->started_at), k->store.n, (long long)k->pause_ms);
     k->pause_ms = MIN(k->pause_ms * 2, k->config->restart_max_ms);
 }
 
-static void child_died(struct keeper *k, int wstatus)
+static void child_died(struct keeper *k, pid_t pid, int wstatus)
 {
-    int status = exit_status(wstatus);
-    bool exited = WIFEXITED(wstatus);
+    int status = WIFSIGNALED(wstatus) ? 128 + WTERMSIG(wstatus) : WEXITSTATUS(wstatus);
 
-    notify_drain(&k->notify, &k->store);
-    if (exited && status == FDSTORE_EXIT_HANDED_OVER && k->store.n == 0 && !k->asked_to_end &&
-        getpid() == 1) {
-        log_info("%s has handed over to its successor; waiting to be ended", k->config->argv[0]);
-        k->rests = true;
-        k->pid = 0;
-        return;
-    }
-    if (k->asked_to_end || (exited && is_final(status) && k->store.n == 0)) {
-        log_info("%s ended with status %d", k->config->argv[0], status);
-        k->ended = true;
-        k->status = status;
-        return;
-    }
-    plan_restart(k, wstatus);
+    keeper_drain(k, k->notify_fd, NULL);
     k->pid = 0;
-}
-
-static void reap(struct keeper *k)
-{
-    int wstatus;
-    pid_t pid;
-
-    while ((pid = waitpid(-1, &wstatus, WNOHANG)) > 0)
-        if (pid == k->pid)
-            child_died(k, wstatus);
+    if (k->asked_to_end ||
+        (k->store.n == 0 && k->phase == PHASE_SERVING && WIFEXITED(wstatus) && is_final(status))) {
+        log_info("%s ended with status %d", k->config->argv[0], status);
+        k->ended = k->asked_to_end || status != FDSTORE_EXIT_HANDED_OVER;
+        k->status = k->status ? k->status : status;
+        if (!k->ended)
+            keeper_retire(k);
+    } else if (!handover_child_died(k)) {
+        plan_restart(k, pid, wstatus);
+    }
 }
 
 static void handle_signal(struct keeper *k, const struct signalfd_siginfo *info)
 {
-    int sig = (int)info->ssi_signo;
+    int sig = (int)info->ssi_signo, wstatus;
+    pid_t pid;
 
-    if (sig == SIGCHLD) {
-        reap(k);
-        return;
-    }
+    while (sig == SIGCHLD && (pid = waitpid(-1, &wstatus, WNOHANG)) > 0)
+        if (pid == k->pid)
+            child_died(k, pid, wstatus);
     if (sig == SIGTERM || sig == SIGINT) {
         k->asked_to_end = true;
         k->ended = k->ended || k->pid == 0;
     }
     /* From a terminal it went to the whole process group, the child included. */
-    if (k->pid > 0 && info->ssi_code != SI_KERNEL)
+    if (sig != SIGCHLD && k->pid > 0 && info->ssi_code != SI_KERNEL)
         kill(k->pid, sig);
 }
 
-static int64_t pause_left(const struct keeper *k)
+void keeper_retire(struct keeper *k)
 {
-    return k->pid > 0 || k->rests ? -1 : MAX(k->restart_at - clock_mono_ms(), 0);
+    bool rests = getpid() == 1;
+
+    k->phase = PHASE_RETIRED;
+    k->ended = !rests;
+    k->status = rests ? 0 : k->status;
+    for (size_t i = 0; i < ARRAY_SIZE(k->peers); i++)
+        handover_forget(&k->peers[i]);
+    closep(&k->listen_fd);
+    k->listen_fd = -1;
+    fdtable_done(&k->store);
+    log_info("the work goes on elsewhere%s", rests ? "; waiting to be ended" : "");
+}
+
+void keeper_drain(struct keeper *k, int queue, const struct peer *from)
+{
+    struct fdpass m;
+
+    for (; fdpass_receive(queue, MSG_PEEK | MSG_DONTWAIT, &m) >= 0; fdpass_skip(queue)) {
+        struct err err = ERR_INIT;
+        int r = fdpass_check(&m, &err);
+        if (r == 0 && !from && fdpass_has(&m, "READY"))
+            handover_settled(k);
+        if (r == 0 && handover_concerns(&m))
+            handover_relay(k, from, &m);
+        if (r == 0)
+            r = fdtable_apply(&k->store, &m, &err);
+        fdpass_close(&m);
+        if (r < 0)
+            log_warn("message of process %d refused: %s", (int)m.sender.pid, err_text(&err));
+    }
 }
 
 static void step(struct keeper *k)
 {
+    bool room =
+        k->config->argv ? k->phase == PHASE_SERVING && k->peers[0].fd < 0 : k->peers[1].fd < 0;
+    bool idle = k->config->argv && k->pid == 0 && k->phase <= PHASE_TRYING;
     struct pollfd fds[] = {{.fd = k->signal_fd, .events = POLLIN},
-                           {.fd = k->notify.fd, .events = POLLIN}};
+                           {.fd = k->notify_fd, .events = POLLIN},
+                           {.fd = k->peers[0].fd, .events = POLLIN},
+                           {.fd = k->peers[1].fd, .events = POLLIN},
+                           {.fd = room ? k->listen_fd : -1, .events = POLLIN}};
     struct signalfd_siginfo info;
-    int64_t left = pause_left(k);
+    int64_t now = clock_mono_ms(), until = INT32_MAX + now;
 
-    if (left == 0) {
+    if (idle && k->restart_at <= now) {
         start(k);
         return;
     }
-    poll(fds, ARRAY_SIZE(fds), (int)left);
-    notify_drain(&k->notify, &k->store);
+    until = MIN(until, idle ? k->restart_at : until);
+    until = MIN(until, k->deadline ? k->deadline : until);
+    poll(fds, ARRAY_SIZE(fds), (int)MAX(until - now, 0));
+    keeper_drain(k, k->notify_fd, NULL);
     while (!k->ended && read(k->signal_fd, &info, sizeof(info)) == sizeof(info))
         handle_signal(k, &info);
-}
-
-/* The child gets the same limits: it must hold what we hold, and some more. */
-static size_t descriptor_limit(void)
-{
-    struct rlimit limit;
-
-    if (getrlimit(RLIMIT_NOFILE, &limit) < 0)
-        return 256;
-    if (limit.rlim_cur < limit.rlim_max) {
-        struct rlimit raised = {.rlim_cur = MIN(limit.rlim_max, NUMBERS_MAX),
-                                .rlim_max = limit.rlim_max};
-        if (setrlimit(RLIMIT_NOFILE, &raised) == 0)
-            limit = raised;
-    }
-    return (size_t)MIN(limit.rlim_cur, NUMBERS_MAX) / 4 * 3;
-}
-
-/* What was meant for us must not reach the child; which of two keepers is the younger must. */
-static void set_environment(void)
-{
-    struct timespec now;
-    char born[32];
-
-    static const char *const variables[] = {"NOTIFY_SOCKET",  "LISTEN_PID",   "LISTEN_FDS",
-                                            "LISTEN_FDNAMES", "WATCHDOG_PID", "WATCHDOG_USEC"};
-
-    for (size_t i = 0; i < ARRAY_SIZE(variables); i++)
-        unsetenv(variables[i]);
-    clock_gettime(CLOCK_BOOTTIME, &now);
-    snprintf(born, sizeof(born), "%lld", now.tv_sec * 1000000000LL + now.tv_nsec);
-    setenv(FDSTORE_BORN, born, 1);
+    for (size_t i = 0; i < ARRAY_SIZE(k->peers) && !k->ended; i++)
+        if (fds[2 + i].revents && k->peers[i].fd == fds[2 + i].fd)
+            handover_receive(k, &k->peers[i]);
+    if (fds[4].revents && !k->ended && k->listen_fd >= 0)
+        handover_accept(k);
+    if (k->deadline && k->deadline <= clock_mono_ms() && !k->ended)
+        handover_late(k);
 }
 
 static int block_signals(struct keeper *k, struct err *err)
@@ -216,31 +192,48 @@ static int block_signals(struct keeper *k, struct err *err)
     sigset_t set;
 
     sigemptyset(&set);
-    for (size_t i = 0; i < ARRAY_SIZE(signals); i++)
-        sigaddset(&set, signals[i]);
+    for (const int *sig = signals; sig < signals + ARRAY_SIZE(signals); sig++)
+        sigaddset(&set, *sig);
     sigprocmask(SIG_BLOCK, &set, &k->old_mask);
     /* Whoever started us may have ignored SIGCHLD; the kernel would then reap for us. */
     signal(SIGCHLD, SIG_DFL);
-    k->signal_fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+    k->signal_fd = keeper_lift(k, signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK));
     return k->signal_fd < 0 ? err_errno(err, -errno, "signalfd") : 0;
+}
+
+static int init(struct keeper *k, struct err *err)
+{
+    /* 0 to 2 are there from now on, nothing else is. */
+    while (open("/dev/null", O_RDWR) >= 0 && fcntl(FIRST_FD, F_GETFD) < 0)
+        ;
+    close_range(FIRST_FD, ~0U, 0);
+    prctl(PR_SET_CHILD_SUBREAPER, 1);
+    fdtable_init(&k->store, FIRST_FD, fdtable_room());
+    int fd = -1, r = fdpass_open_queue(k->dir, k->path, &fd, err);
+    k->notify_fd = keeper_lift(k, fd);
+    fdtable_exec_init(k->path);
+    if (r == 0)
+        r = block_signals(k, err);
+    if (r == 0 && k->config->socket)
+        r = handover_init(k, err);
+    return r;
 }
 
 int keeper_run(const struct keeper_config *config, int *ret_status, struct err *err)
 {
-    struct keeper k = {
-        .config = config, .signal_fd = -1, .pause_ms = config->restart_min_ms, .notify.fd = -1};
+    struct keeper k = {.config = config,
+                       .pause_ms = config->restart_min_ms,
+                       .signal_fd = -1,
+                       .listen_fd = -1,
+                       .notify_fd = -1,
+                       .peers = {NO_PEER, NO_PEER}};
+    int r = init(&k, err);
 
-    set_environment();
-    prctl(PR_SET_CHILD_SUBREAPER, 1);
-    store_init(&k.store, descriptor_limit());
-    int r = notify_init(&k.notify, err);
-    if (r == 0)
-        r = block_signals(&k, err);
     while (r == 0 && !k.ended)
         step(&k);
     *ret_status = k.status;
-    notify_done(&k.notify);
-    closep(&k.signal_fd);
-    store_done(&k.store);
+    unlink(k.path);
+    rmdir(k.dir);
+    fdtable_done(&k.store);
     return r;
 }

@@ -1,15 +1,67 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The keeper: parent, restarter, store. See keeper.c. */
+/* The keeper: parent, restarter, store (keeper.c), with others of its kind (handover.c). */
 #pragma once
 
-#include "base/err.h"
+#include "relay/fdtable.h"
 
 struct keeper_config {
-    char *const *argv;      /* the command, NULL-terminated, borrowed */
+    char *const *argv;      /* the command, NULL-terminated, borrowed; NULL: a store alone */
+    const char *socket;     /* where keepers meet; NULL: nowhere */
     int64_t restart_min_ms; /* first pause */
     int64_t restart_max_ms; /* it doubles up to this one */
     int64_t settled_ms;     /* a child that lived so long starts the pauses again */
 };
 
+/* Of a keeper with a command; handover.c says who moves whom. */
+enum phase {
+    PHASE_SERVING,  /* the child runs, or is started again */
+    PHASE_TRYING,   /* it is not ready yet, and the predecessor stands by */
+    PHASE_WAITING,  /* there is none yet: our predecessor's has not ended */
+    PHASE_STOPPING, /* a successor has all and waits for its end */
+    PHASE_STOPPED,  /* the successor is trying; we stand by */
+    PHASE_RETIRED,  /* the work is done elsewhere for good */
+};
+
+struct peer {
+    int fd, queue; /* -1: none; queue: of its child, ours to read when it has died */
+    bool keeps;    /* a store alone */
+};
+
+#define NO_PEER ((struct peer){.fd = -1, .queue = -1})
+
+struct keeper {
+    const struct keeper_config *config;
+    sigset_t old_mask;
+    int signal_fd, listen_fd, notify_fd;
+    char dir[FDPASS_QUEUE_PATH_MAX], path[FDPASS_QUEUE_PATH_MAX]; /* of notify_fd */
+    struct fdtable store;
+    struct peer peers[2]; /* with a command one; a store alone: whose child runs, and who is next */
+    enum phase phase;
+    pid_t pid; /* 0: dead */
+    int64_t started_at, restart_at, pause_ms, deadline;
+    bool asked_to_end, ended;
+    int status;
+};
+
 /* Runs until the command has ended for good; *ret_status is then ours. */
 int keeper_run(const struct keeper_config *config, int *ret_status, struct err *err);
+/* Moves a descriptor of ours out of the store's way; -1 stays -1. */
+int keeper_lift(const struct keeper *k, int fd);
+/* Our work is done elsewhere. */
+void keeper_retire(struct keeper *k);
+/* Applies what is in a queue of messages; from: whose it is, NULL: our own child's. */
+void keeper_drain(struct keeper *k, int queue, const struct peer *from);
+
+int handover_init(struct keeper *k, struct err *err);
+void handover_accept(struct keeper *k);
+void handover_receive(struct keeper *k, struct peer *p);
+/* Whether a child's message is of interest to peers; and to all of them but its sender. */
+bool handover_concerns(const struct fdpass *m);
+void handover_relay(struct keeper *k, const struct peer *from, const struct fdpass *m);
+/* True: the death is the hand-over's affair and no reason to start the child again. */
+bool handover_child_died(struct keeper *k);
+/* The child is ready: there is no way back to the predecessor. */
+void handover_settled(struct keeper *k);
+void handover_forget(struct peer *p);
+/* k->deadline has passed. */
+void handover_late(struct keeper *k);

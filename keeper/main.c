@@ -12,77 +12,56 @@
 #define MS 1000000 /* in nanoseconds */
 
 struct options {
-    char *socket;
+    char *socket, *log_level, *log_format;
     int64_t restart_min, restart_max, settled;
-    char *log_level, *log_format;
     bool help, version;
 };
 
 static const char *const levels[] = {"error", "warn", "info", "debug", NULL};
 static const char *const formats[] = {"text", "json", NULL};
 
+#define ROW(name, kind, ...) .flag = name, .type = OPT_##kind, __VA_ARGS__
+#define AT(field) .offset = offsetof(struct options, field)
+
 static const struct opt table[] = {
-    {.flag = "socket",
-     .type = OPT_STRING,
-     .offset = offsetof(struct options, socket),
-     .help = "Socket for the hand-over between keepers; reserved, refused by this version"},
-    {.flag = "restart-min",
-     .type = OPT_DURATION,
-     .offset = offsetof(struct options, restart_min),
-     .def = "10ms",
-     .flags = OPT_POSITIVE,
-     .help = "Pause before the command is started again; doubled each time"},
-    {.flag = "restart-max",
-     .type = OPT_DURATION,
-     .offset = offsetof(struct options, restart_max),
-     .def = "5s",
-     .flags = OPT_POSITIVE,
-     .help = "Longest pause"},
-    {.flag = "settled",
-     .type = OPT_DURATION,
-     .offset = offsetof(struct options, settled),
-     .def = "10s",
-     .flags = OPT_POSITIVE,
-     .help = "A command that has run for so long starts the pauses from the shortest again"},
-    {.flag = "log-level",
-     .type = OPT_STRING,
-     .offset = offsetof(struct options, log_level),
-     .def = "info",
-     .choices = levels,
-     .help = "Least level that is logged"},
-    {.flag = "log-format",
-     .type = OPT_STRING,
-     .offset = offsetof(struct options, log_format),
-     .def = "text",
-     .choices = formats,
-     .help = "Lines or JSON objects"},
-    {.flag = "help",
-     .type = OPT_BOOL,
-     .offset = offsetof(struct options, help),
-     .help = "Show this text"},
-    {.flag = "version",
-     .type = OPT_BOOL,
-     .offset = offsetof(struct options, version),
-     .help = "Show the version"},
+    {ROW("socket", STRING, AT(socket),
+         .help = "Where keepers meet and hand over; none when empty")},
+    {ROW("restart-min", DURATION, AT(restart_min), .def = "10ms", .flags = OPT_POSITIVE,
+         .help = "Pause before the command is started again; doubled each time")},
+    {ROW("restart-max", DURATION, AT(restart_max), .def = "5s", .flags = OPT_POSITIVE,
+         .help = "Longest pause")},
+    {ROW("settled", DURATION, AT(settled), .def = "10s", .flags = OPT_POSITIVE,
+         .help = "A command that has run for so long starts the pauses from the shortest again")},
+    {ROW("log-level", STRING, AT(log_level), .def = "info", .choices = levels,
+         .help = "Least level that is logged")},
+    {ROW("log-format", STRING, AT(log_format), .def = "text", .choices = formats,
+         .help = "Lines or JSON objects")},
+    {ROW("help", BOOL, AT(help), .help = "Show this text")},
+    {ROW("version", BOOL, AT(version), .help = "Show the version")},
     OPT_END,
 };
 
-static void print_help(const struct opt_set *sets)
+static int print_help(const struct opt_set *sets)
 {
     struct buf out = BUF_INIT(0);
 
-    buf_adds(&out, "Usage: peerpod-keeper [OPTIONS] -- COMMAND [ARGUMENTS]\n\n"
-                   "Runs COMMAND, starts it again when it dies, and keeps the descriptors that it "
-                   "stores\nmeanwhile (NOTIFY_SOCKET, LISTEN_FDS, as systemd does).\n\n");
+    buf_adds(&out,
+             "Usage: peerpod-keeper [OPTIONS] -- COMMAND [ARGUMENTS]\n"
+             "       peerpod-keeper [OPTIONS] -socket PATH\n\n"
+             "Runs COMMAND, starts it again when it dies, and keeps the descriptors that it "
+             "stores\nmeanwhile (NOTIFY_SOCKET, LISTEN_FDS, as systemd does); without COMMAND "
+             "keeps those of the\nkeepers that come to PATH.\n\n");
     opt_help(sets, &out);
     fputs(out.data, stdout);
     buf_done(&out);
+    return EXIT_SUCCESS;
 }
 
 static int run(const struct options *o, char *const *command)
 {
     const struct keeper_config config = {
-        .argv = command,
+        .argv = command && command[0] ? command : NULL,
+        .socket = str_empty(o->socket) ? NULL : o->socket,
         .restart_min_ms = MAX(o->restart_min / MS, 1),
         .restart_max_ms = MAX(o->restart_max / MS, 1),
         .settled_ms = MAX(o->settled / MS, 1),
@@ -92,6 +71,10 @@ static int run(const struct options *o, char *const *command)
     struct err err = ERR_INIT;
     int status = EXIT_FAILURE;
 
+    if (!config.argv && !config.socket) {
+        fprintf(stderr, "peerpod-keeper: no command given, and no -socket\n");
+        return EXIT_USAGE;
+    }
     log_level_parse(o->log_level, &level);
     log_format_parse(o->log_format, &format);
     log_init("peerpod-keeper", level, format);
@@ -106,30 +89,6 @@ static int run(const struct options *o, char *const *command)
     return status;
 }
 
-static int usage_error(const char *text)
-{
-    fprintf(stderr, "peerpod-keeper: %s\nTry 'peerpod-keeper --help'.\n", text);
-    return EXIT_USAGE;
-}
-
-static int choose(const struct opt_set *sets, const struct options *o, char *const *command)
-{
-    if (o->help) {
-        print_help(sets);
-        return EXIT_SUCCESS;
-    }
-    if (o->version) {
-        puts("peerpod-keeper " PP_VERSION);
-        return EXIT_SUCCESS;
-    }
-    if (!str_empty(o->socket))
-        return usage_error("--socket: the hand-over between keepers is not in this version; "
-                           "start it without");
-    if (command == NULL || command[0] == NULL)
-        return usage_error("no command given");
-    return run(o, command);
-}
-
 int main(int argc, char **argv)
 {
     struct options o = {0};
@@ -139,10 +98,16 @@ int main(int argc, char **argv)
     int status;
 
     harden_no_dumps();
-    if (opt_parse(sets, argv + MIN(argc, 1), NULL, &rest, &err) < 0)
-        status = usage_error(err_text(&err));
-    else
-        status = choose(sets, &o, rest);
+    if (opt_parse(sets, argv + MIN(argc, 1), NULL, &rest, &err) < 0) {
+        fprintf(stderr, "peerpod-keeper: %s\nTry 'peerpod-keeper --help'.\n", err_text(&err));
+        status = EXIT_USAGE;
+    } else if (o.help) {
+        status = print_help(sets);
+    } else if (o.version) {
+        status = puts("peerpod-keeper " PP_VERSION) < 0;
+    } else {
+        status = run(&o, rest);
+    }
     opt_done(sets);
     return status;
 }

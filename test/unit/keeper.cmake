@@ -1,6 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-pp_unit_test(keeper keeper SOURCES ${CMAKE_CURRENT_LIST_DIR}/keeper_keeper_test.c DEPS pp_relay
-  ARGS $<TARGET_FILE:peerpod-keeper> TIMEOUT 60)
-add_dependencies(test_keeper_keeper peerpod-keeper)
-pp_unit_test(keeper store SOURCES ${CMAKE_CURRENT_LIST_DIR}/keeper_store_test.c DEPS pp_keeper)
-pp_fuzz_target(keeper store DEPS pp_keeper PARSER keeper/store.c)
+foreach(name keeper handover)
+  pp_unit_test(keeper ${name} SOURCES ${CMAKE_CURRENT_LIST_DIR}/keeper_${name}_test.c DEPS pp_relay
+    ARGS $<TARGET_FILE:peerpod-keeper> TIMEOUT 60)
+  add_dependencies(test_keeper_${name} peerpod-keeper)
+endforeach()
+# A tracer sees a sanitizer's own system calls as steps; the plain build has the real ones.
+if(BUILD_TESTING AND NOT PP_SANITIZE)
+  pp_unit_test(keeper kills SOURCES ${CMAKE_CURRENT_LIST_DIR}/keeper_kills_test.c
+    DEPS pp_relay Threads::Threads ARGS $<TARGET_FILE:peerpod-keeper> TIMEOUT 120)
+  add_dependencies(test_keeper_kills peerpod-keeper)
+endif()
