@@ -243,6 +243,15 @@ static int add_addresses(struct rtnl *nl, const struct external *e, struct err *
     return r;
 }
 
+/* Then no "onlink" is needed, and the route that is put back looks as it did. */
+static bool is_near(const struct link_address *a, const struct net_address *gw)
+{
+    struct net_address x = net_address_network(&a->address, a->prefix),
+                       y = net_address_network(gw, a->prefix);
+
+    return net_address_eq(&x, &y);
+}
+
 static int add_routes(struct rtnl *nl, const struct external *e, bool back, struct err *err)
 {
     int r = 0;
@@ -250,7 +259,7 @@ static int add_routes(struct rtnl *nl, const struct external *e, bool back, stru
     for (int i = 0; r == 0 && i < 2; i++) {
         const struct link_route route = {.index = e->index,
                                          .gw = e->gw[i],
-                                         .onlink = true,
+                                         .onlink = !is_near(&e->address[i], &e->gw[i]),
                                          .metric = back ? e->metric[i] : 0,
                                          .protocol = back ? e->protocol[i] : RTPROT_BOOT};
         if (e->gw[i].family && (!back || e->has_route[i]))

@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Step faults of the pod's network: set-up and teardown of both ends, each outside step (netlink
- * calls above all) failing and killed. Afterwards, behind the caller's teardown, the namespaces look
- * as before, as iproute2 shows them.
+ * Step faults of the pod's network: set-up and teardown of both ends, in the VM with its second
+ * interface and the metadata address as well, each outside step (netlink calls above all) failing and
+ * killed. Afterwards, behind the caller's teardown, the namespaces look as before, as iproute2 and
+ * nft show them.
  *
- * STEPFAULT_FULL=1: every step, else one in five.
+ * STEPFAULT_FULL=1: every step. Else one in four; the four builds of CI begin with another one each
+ * (FIRST_STEP), so that together they take all.
  *
  * usage: podnet_step_faults [worker-up|worker-down|guest-up|guest-down [fail|kill [FIRST]]]
  */
@@ -13,12 +15,14 @@
 #include <sys/mount.h>
 
 #include "adaptor/podnet.h"
+#include "base/log.h"
 #include "base/str.h"
 #include "forwarder/podnet.h"
 #include "stepfault/stepfault.h"
 #include "stepfault/world.h"
 
 #define VNI 555000U
+#define STRIDE 4
 
 static char pod[PATH_MAX], podns[PATH_MAX];
 static const char *const nothing[] = {NULL};
@@ -99,34 +103,31 @@ static int recover_guest_down(void *arg, _unused_ int result, struct err *err)
     return r < 0 ? r : guest_up(arg, err);
 }
 
-/* ---- the world, as iproute2 sees it ---- */
+/* ---- the world, as iproute2 and nft see it ---- */
 
-static void capture(const char *netns, char *out, size_t size)
+/* Sorted, less what the kernel chooses anew or changes in its own time. */
+static char *snapshot(_unused_ void *arg)
 {
     static const char look[] =
-        "ip -o link; ip -o addr; ip route; ip -6 route; ip neigh show nud permanent; tc qdisc; "
-        "for d in $(ls /sys/class/net); do tc filter show dev $d parent ffff: 2>/dev/null; done";
-    _cleanup_free_ char *command =
-        str_asprintf("nsenter --net=%s sh -c '%s' | sed -e 's/^[0-9]*: //' -e 's/@if[0-9]*//' | "
-                     "grep -v 'fe80\\|link/\\|valid_lft\\|: vxlan.*UNKNOWN$' | sort",
-                     netns, look);
-    FILE *f = popen(command, "re");
-    size_t n = f ? fread(out, 1, size - 1, f) : 0;
+        "see() { echo \"-- $1\"; { "
+        "printf 'link\naddr\nroute\nneigh show nud permanent\n' | nsenter --net=$1 ip -o -b -; "
+        "nsenter --net=$1 ip -o -6 route; $2; } | sed -e 's/^[0-9]*: //' -e 's/@if[0-9]*//' "
+        "-e '/^vxlan1/s/ether [0-9a-f:]*//' -e '/fe80/d' -e 's/index [0-9]* ref/ref/' | sort; }; "
+        "filters() { printf 'qdisc\nfilter show dev eth0 parent ffff:\n"
+        "filter show dev vxlan1 parent ffff:\n' | "
+        "nsenter --net=/run/netns/pod tc -force -b - 2>/dev/null || :; }; "
+        "see /proc/1/ns/net 'nft list ruleset'; see /run/netns/pod filters; see /run/netns/podns :";
+    static char out[4 * 65536];
+    _cleanup_free_ char *base = world_snapshot(nothing);
+    FILE *f = popen(look, "re");
+    size_t n = f ? fread(out, 1, sizeof(out) - 1, f) : 0;
 
     out[n] = '\0';
     if (!f || pclose(f) != 0)
-        die("looking at a namespace");
-}
-
-static char *snapshot(_unused_ void *arg)
-{
-    static char a[65536], b[65536], c[65536];
-    _cleanup_free_ char *base = world_snapshot(nothing);
-
-    capture(pod, a, sizeof(a));
-    capture(podns, b, sizeof(b));
-    capture("/proc/1/ns/net", c, sizeof(c));
-    return str_asprintf("%s-- pod\n%s-- podns\n%s-- node\n%s", base, a, b, c);
+        die("looking at the namespaces");
+    if (getenv("STEPFAULT_SHOW"))
+        fputs(out, stderr);
+    return str_asprintf("%s%s", base, out);
 }
 
 /* ---- set-up ---- */
@@ -143,11 +144,12 @@ static void make_world(struct subject *s)
     static const char json[] =
         "{\"pod-network\":{\"podip\":\"10.244.1.7/24\",\"podips\":[\"fd00:1::7/64\"],"
         "\"pod-hw-addr\":\"02:00:00:00:00:07\",\"interface\":\"eth0\",\"worker-node-ip\":"
-        "\"198.18.0.2/31\",\"tunnel-type\":\"vxlan\",\"routes\":[{\"dst\":\"0.0.0.0/0\",\"gw\":"
+        "\"198.18.0.3/31\",\"tunnel-type\":\"vxlan\",\"routes\":[{\"dst\":\"0.0.0.0/0\",\"gw\":"
         "\"10.244.1.1\",\"dev\":\"eth0\"},{\"dst\":\"10.244.1.0/24\",\"dev\":\"eth0\",\"scope\":"
         "\"link\",\"protocol\":\"kernel\"},{\"dst\":\"::/0\",\"gw\":\"fe80::1\",\"dev\":\"eth0\"}],"
         "\"neighbors\":[{\"ip\":\"10.244.1.1\",\"dev\":\"eth0\",\"hw-addr\":\"02:00:00:00:00:01\","
-        "\"state\":\"permanent\"}],\"mtu\":1450,\"index\":0,\"vxlan-id\":555000}}";
+        "\"state\":\"permanent\"}],\"mtu\":1450,\"index\":0,\"vxlan-id\":555000,"
+        "\"external-net-via-pod-vm\":true}}";
     struct err err = ERR_INIT;
 
     command("mount -t tmpfs tmpfs /run && ip link set lo up && ip netns add pod && "
@@ -157,13 +159,17 @@ static void make_world(struct subject *s)
             "ip -n pod link add eth0 type veth peer name gw && ip -n pod link set gw up && "
             "ip -n pod addr add 10.244.1.7/24 dev eth0 && ip -n pod link set eth0 up && "
             "ip -n pod route add default via 10.244.1.1 && "
-            "ip route add 198.18.0.3/32 dev under");
+            "ip route add default via 198.18.0.3 dev under && "
+            "ip link add ext type veth peer name beyond && ip link set beyond up && "
+            "ip addr add 203.0.113.7/24 dev ext && ip addr add 2001:db8::7/64 dev ext nodad && "
+            "ip link set ext up && "
+            "ip route add default via 203.0.113.1 dev ext metric 200 proto dhcp");
     (void)snprintf(pod, sizeof(pod), "/run/netns/pod");
     (void)snprintf(podns, sizeof(podns), "/run/netns/podns");
     if (apf_parse(json, strlen(json), &s->apf, &err) < 0)
         die(err.text);
     s->guest = (struct podnet_guest){
-        .netns = podns, .host_interface = "", .metadata = "", .wait_ms = 5000};
+        .netns = podns, .host_interface = "", .metadata = "169.254.169.254", .wait_ms = 5000};
 }
 
 static const struct operation {
@@ -188,7 +194,7 @@ static unsigned run(struct subject *s, const struct operation *o, bool kill, uns
                                      .recover = o->recover,
                                      .fork_run = kill,
                                      .first = first,
-                                     .stride = str_eq(getenv("STEPFAULT_FULL"), "1") ? 1 : 5,
+                                     .stride = str_eq(getenv("STEPFAULT_FULL"), "1") ? 1 : STRIDE,
                                      .snapshot = snapshot};
 
     (void)snprintf(name, sizeof(name), "podnet %s, %s", o->word, kill ? "kill" : "fail");
@@ -196,7 +202,7 @@ static unsigned run(struct subject *s, const struct operation *o, bool kill, uns
         die(err.text);
     unsigned wrong = stepfault_run(&c, s);
     if (o->before)
-        (void)(o->before == worker_up ? worker_down(s, NULL) : guest_down(s, NULL));
+        (void)(o->before == worker_up ? worker_down : guest_down)(s, NULL);
     return wrong;
 }
 
@@ -205,16 +211,21 @@ int main(int argc, char **argv)
     static struct subject s;
     struct err err = ERR_INIT;
     unsigned wrong = 0;
-    uint64_t first = 1;
+    uint64_t first = FIRST_STEP;
 
+    log_init("podnet", LOG_LEVEL_ERROR, LOG_FORMAT_TEXT);
     world_enter();
     make_world(&s);
     if (argc > 3 && str_to_u64(argv[3], 100000, &first) < 0)
         return 2;
-    /* Once, for what stays of a first time (loopback of podns, modules). */
+    /* Without faults: what stays here would be in all snapshots behind it. */
+    _cleanup_free_ char *before = snapshot(NULL);
     if (worker_up(&s, &err) < 0 || worker_down(&s, &err) < 0 || guest_up(&s, &err) < 0 ||
         guest_down(&s, &err) < 0)
         die(err.text);
+    _cleanup_free_ char *after = snapshot(NULL);
+    if (world_diff(before, after) > 0)
+        die("something is left without any fault");
     for (size_t i = 0; i < ARRAY_SIZE(operations); i++)
         for (int kill = 0; kill < 2; kill++)
             if ((argc < 2 || str_eq(argv[1], operations[i].word)) &&

@@ -150,8 +150,8 @@ static unsigned compare(const struct stepfault_case *c, void *arg, const char *b
     }
 }
 
-/* One n. Returns whether something was wrong. */
-static bool one(const struct stepfault_case *c, void *arg, unsigned n, bool *ret_hit)
+/* One n. Returns whether something was wrong. *known: the world as it is, owned; NULL: look. */
+static bool one(const struct stepfault_case *c, void *arg, unsigned n, char **known, bool *ret_hit)
 {
     struct err err = ERR_INIT, recover_err = ERR_INIT;
     int64_t began = clock_mono_ms();
@@ -161,7 +161,7 @@ static bool one(const struct stepfault_case *c, void *arg, unsigned n, bool *ret
         fprintf(stderr, "%s: preparing for step %u: %s\n", c->name, n, err.text);
         return true;
     }
-    _cleanup_free_ char *before = snapshot(c, arg);
+    _cleanup_free_ char *before = *known ? TAKE_PTR(*known) : snapshot(c, arg);
     int r = run_once(c, arg, n, &err);
     struct stepfault_control *k = stepfault_control();
     *ret_hit = atomic_load(&k->hit);
@@ -182,6 +182,8 @@ static bool one(const struct stepfault_case *c, void *arg, unsigned n, bool *ret
     if (wrong)
         fprintf(stderr, "%s: WRONG after step %u (%s) was %s; the operation said %d: %s\n", c->name,
                 n, k->step, mode_names[c->mode], r, err_text(&err));
+    else if (!c->prepare)
+        *known = TAKE_PTR(before); /* the next round begins with it */
     return wrong;
 }
 
@@ -189,10 +191,11 @@ unsigned stepfault_run(const struct stepfault_case *c, void *arg)
 {
     unsigned stride = MAX(c->stride, 1U), max = c->max ? c->max : STEPS_MAX;
     unsigned wrong = 0, missed = 0, tried = 0, n;
+    _cleanup_free_ char *known = NULL;
 
     for (n = MAX(c->first, 1U); n <= max && missed < 2; n += stride) {
         bool hit = false;
-        wrong += one(c, arg, n, &hit);
+        wrong += one(c, arg, n, &known, &hit);
         missed = hit ? 0 : missed + 1;
         tried += hit;
     }
