@@ -168,6 +168,16 @@ def test_ids_start_where_the_operator_says(short_dir):
     assert answer.code != ttrpc.OK and "all VXLAN ids from 16777214" in answer.text, answer
     apf = json.loads((n.pods / SANDBOX / "apf.json").read_text())
     assert apf["pod-network"]["vxlan-port"] == 8472
+    # Also for the next daemon they are in use; the first one is free when its pod has gone.
+    os.kill(n.daemon_pid(), signal.SIGKILL)
+    wait_for(n.serves)
+    n.create("6" * 64)
+    answer = n.start_vm("6" * 64)
+    assert answer.code != ttrpc.OK and "all VXLAN ids from 16777214" in answer.text, answer
+    assert n.stop_vm(SANDBOX).code == ttrpc.OK
+    wait_for(lambda: not (n.pods / SANDBOX).exists(), 20)
+    n.run_pod("7" * 64)
+    assert n.record("7" * 64)["vxlan_id"] == 16777214
     n.stop()
 
 

@@ -245,6 +245,27 @@ def test_the_node_has_no_default_route(make):
     assert "no interface ens9 (-host-interface)" in failed.stderr
 
 
+@pytest.mark.parametrize("vm_ours", (True, False), ids=("vm-ours", "vm-script"))
+def test_dedicated_network(make, vm_ours):
+    """-host-interface names one that is not the default route's: the VM's second address carries the tunnel."""
+    w = make(Flannel())
+    sh(f"ip -n {NODE} link add ens4 type veth peer name eth1 netns {VM}")
+    for ns, link, a in ((NODE, "ens4", "10.77.0.63"), (VM, "eth1", "10.77.0.64")):
+        sh(f"ip -n {ns} addr add {a}/24 dev {link}")
+        sh(f"ip -n {ns} link set {link} up")
+    before = w.look()
+    apf = w.inspect(*WORDS, "host=ens4")
+    net = apf["pod-network"]
+    assert net["dedicated"] and net["worker-node-ip"] == "10.77.0.63/24"
+    failed = w.tool(NODE, "setup", POD, w.vm_address, apf=apf, check=False)
+    assert "the VM has no second address there" in failed.stderr
+    assert w.look() == before
+    w.tool(NODE, "setup", POD, w.vm_address, "10.77.0.64", apf=apf)
+    vm_up(w, apf, vm_ours)
+    sh(f"ip -n {NODE} link set ens3 down")  # the primary network has no part in it
+    w.check_traffic()
+
+
 def test_point_to_point(make):
     """Without an address of the worker the VM takes its gateway."""
     w = make(Flannel())

@@ -5,7 +5,7 @@
  *   podnet_tool inspect NETNS [index=N] [vni=N] [port=N] [host=IF] [v4only] [p2p] [cidr=CIDR,...]
  *                       [external]
  *                                        writes apf.json to standard output
- *   podnet_tool setup NETNS VM-ADDRESS < apf.json         the worker's side
+ *   podnet_tool setup NETNS VM-ADDRESS... < apf.json      the worker's side
  *   podnet_tool teardown NETNS IF VNI
  *   podnet_tool guest-setup NETNS [wait=MS] [host=IF] [metadata=ADDRESS] < apf.json    the pod VM's side
  *   podnet_tool guest-teardown NETNS [metadata=ADDRESS] < apf.json
@@ -90,9 +90,9 @@ static int read_apf(struct apf *ret, struct err *err)
 
 static int setup(const struct words *w, struct apf *apf, struct err *err)
 {
-    const char *const address = w->argv[1];
     struct net_address remote;
-    int r = podnet_remote(&apf->network, &address, 1, &remote, err);
+    int r = podnet_remote(&apf->network, (const char *const *)w->argv + 1, (size_t)w->n - 1,
+                          &remote, err);
 
     return r < 0 ? r : podnet_setup(w->argv[0], &apf->network, &remote, err);
 }
@@ -112,7 +112,7 @@ static int run(const char *verb, const struct words *w, struct apf *apf, struct 
     int r = read_apf(apf, err);
     if (r < 0)
         return r;
-    if (str_eq(verb, "setup") && w->n == 2)
+    if (str_eq(verb, "setup") && w->n >= 2)
         return setup(w, apf, err);
     if (str_eq(verb, "guest-setup"))
         return podnet_guest_setup(&apf->network, &guest, err);
