@@ -5,6 +5,7 @@ KILLS ?= 20000
 PODS ?= 100
 FUZZ_TIME ?= 60
 BENCH_RUNS ?= 9
+BENCH_MTU ?= 1500
 SCALE_PODS ?= 1000
 SCALE_IDLE ?= 30
 PROVIDER ?= local
@@ -15,7 +16,7 @@ JOBS ?= 2
 export JOBS
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build release demo test kill-loop bench-tunnel bench-scale blackout storm takeover fuzz fuzz-coverage lint tidy format coverage man install clean
+.PHONY: help setup build release demo test kill-loop bench-tunnel bench-scale bench-network blackout storm takeover fuzz fuzz-coverage lint tidy format coverage man install clean
 
 help: ## list the targets (this text)
 	@echo "usage: make TARGET [VARIABLE=value]"; echo
@@ -55,6 +56,11 @@ bench-scale: ## 1000 pods on one daemon: memory, CPU, start rate, what is left (
 	@scripts/setup --build >&2
 	@scripts/build release bench_scale >&2
 	@SCALE_PODS=$(SCALE_PODS) SCALE_IDLE=$(SCALE_IDLE) BENCH_LOG=build/bench-scale.log build/release/bin/bench_scale
+
+bench-network: ## the pod's network beside a hand-made one, and 500 pods (root; BENCH_RUNS, BENCH_MTU=1500); JSON
+	@scripts/setup >&2
+	@scripts/build release bench_network >&2
+	@BENCH_RUNS=$(BENCH_RUNS) BENCH_MTU=$(BENCH_MTU) BENCH_LOG=build/bench-network.log build/release/bin/bench_network
 
 blackout: ## resets, blackholes and kills of the forwarder under 4 GiB of load (root); the last line is JSON
 	@scripts/setup --build >&2
