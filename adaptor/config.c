@@ -6,14 +6,14 @@
  */
 #include "adaptor/config.h"
 
+#include "base/log.h"
+
 #define FIELD(name) .offset = offsetof(struct adaptor_config, name)
 #define PORT .min = 1, .max = 65535
 
 static const char *const tls_versions[] = {"VersionTLS12", "VersionTLS13", NULL};
 static const char *const tunnel_types[] = {"vxlan", NULL};
 static const char *const compat_modes[] = {"upstream", "native", NULL};
-static const char *const log_levels[] = {"error", "warn", "info", "debug", NULL};
-static const char *const log_formats[] = {"text", "json", NULL};
 
 const struct opt adaptor_options[] = {
     {"socket", "REMOTE_HYPERVISOR_ENDPOINT", OPT_STRING, FIELD(socket),

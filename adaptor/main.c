@@ -139,8 +139,6 @@ static int configure_and_run(const struct provider_type *type, char *const *argv
 {
     struct err err = ERR_INIT;
     struct adaptor_config config = {0};
-    enum log_level level = LOG_LEVEL_INFO;
-    enum log_format format = LOG_FORMAT_TEXT;
     _cleanup_free_ void *provider_config = xcalloc(1, type->config_size);
     const char *dir = getenv("PEERPOD_CONFIG_DIR");
     _cleanup_free_ char *file =
@@ -166,9 +164,7 @@ static int configure_and_run(const struct provider_type *type, char *const *argv
         if (r == 0)
             r = check_mode(&config, &err);
         if (r == 0) {
-            log_level_parse(config.log_level, &level);
-            log_format_parse(config.log_format, &format);
-            log_init("cloud-api-adaptor", level, format);
+            log_init_words("cloud-api-adaptor", config.log_level, config.log_format);
             set_node_name(&config);
             confine_daemon(type);
             status = open_and_run(type, &config, provider_config);

@@ -58,33 +58,20 @@ static int run(const struct forwarder_options *options)
     return EXIT_SUCCESS;
 }
 
-static int print_help(const struct opt_set *sets)
-{
-    struct buf out = BUF_INIT(0);
-
-    buf_adds(&out, "Usage: " PROGRAM " [OPTIONS]\n\n"
-                   "Ends the daemon's tunnel in a pod VM and carries the shim's calls to the "
-                   "kata-agent.\n\n");
-    opt_help(sets, &out);
-    fputs(out.data, stdout);
-    buf_done(&out);
-    return EXIT_SUCCESS;
-}
-
 static int choose(const struct opt_set *sets, const struct forwarder_options *o)
 {
-    enum log_level level = LOG_LEVEL_INFO;
-    enum log_format format = LOG_FORMAT_TEXT;
-
-    if (o->help)
-        return print_help(sets);
+    if (o->help) {
+        opt_print_help("Usage: " PROGRAM " [OPTIONS]\n\n"
+                       "Ends the daemon's tunnel in a pod VM and carries the shim's calls to the "
+                       "kata-agent.\n\n",
+                       sets);
+        return EXIT_SUCCESS;
+    }
     if (o->version) {
         puts(PROGRAM " " PP_VERSION);
         return EXIT_SUCCESS;
     }
-    log_level_parse(o->log_level, &level);
-    log_format_parse(o->log_format, &format);
-    log_init(PROGRAM, level, format);
+    log_init_words(PROGRAM, o->log_level, o->log_format);
     return run(o);
 }
 

@@ -6,8 +6,7 @@
  */
 #include "forwarder/options.h"
 
-static const char *const levels[] = {"error", "warn", "info", "debug", NULL};
-static const char *const formats[] = {"text", "json", NULL};
+#include "base/log.h"
 
 #define AT(field) offsetof(struct forwarder_options, field)
 #define STRING(name, field, value, text)                                                           \
@@ -44,8 +43,8 @@ const struct opt forwarder_options[] = {
     SWITCH("disable-tls", disable_tls, "Plain mode: no TLS"),
     STRING("state-dir", state_dir, "/run/peerpod/forwarder",
            "Key and connections, kept over restarts of this program"),
-    WORD("log-level", "LOG_LEVEL", log_level, "info", levels, "Least level that is logged"),
-    WORD("log-format", "LOG_FORMAT", log_format, "text", formats, "Lines or JSON objects"),
+    WORD("log-level", "LOG_LEVEL", log_level, "info", log_levels, "Least level that is logged"),
+    WORD("log-format", "LOG_FORMAT", log_format, "text", log_formats, "Lines or JSON objects"),
     {.flag = "tunnel-feature-mask",
      .type = OPT_INT,
      .offset = AT(feature_mask),

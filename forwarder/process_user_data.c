@@ -21,8 +21,6 @@ struct options {
     bool help, version, v;
 };
 
-static const char *const levels[] = {"error", "warn", "info", "debug", NULL};
-static const char *const formats[] = {"text", "json", NULL};
 static const char *const source_words[] = {"auto", "file", "azure", "aws", "gcp", "alibaba", NULL};
 
 #define STRING(name, variable, field, value, text)                                                 \
@@ -73,24 +71,13 @@ static const struct opt table[] = {
            "Host and perhaps port of GCP's metadata service"),
     STRING("alibaba-endpoint", "ALIBABA_METADATA_SERVICE_ENDPOINT", alibaba,
            "http://100.100.100.200", "Alibaba Cloud's metadata service"),
-    WORD("log-level", NULL, log_level, "info", levels, "Least level that is logged"),
-    WORD("log-format", NULL, log_format, "text", formats, "Lines or JSON objects"),
+    WORD("log-level", NULL, log_level, "info", log_levels, "Least level that is logged"),
+    WORD("log-format", NULL, log_format, "text", log_formats, "Lines or JSON objects"),
     SWITCH("help", help, "Show this text"),
     SWITCH("version", version, "Show the version"),
     SWITCH("v", v, "Short for -version"),
     OPT_END,
 };
-
-static void print_help(const struct opt_set *sets)
-{
-    struct buf out = BUF_INIT(0);
-
-    buf_adds(&out, "Usage: process-user-data " COMMAND " [OPTIONS]\n\n"
-                   "Fetches this pod VM's user data and writes its files below /run/peerpod.\n\n");
-    opt_help(sets, &out);
-    fputs(out.data, stdout);
-    buf_done(&out);
-}
 
 static int run(const struct options *o)
 {
@@ -105,13 +92,9 @@ static int run(const struct options *o)
         .timeout_ms = (o->t ? o->t : o->timeout) * 1000,
         .retry_ms = MAX(o->retry / NS_PER_MS, 1),
     };
-    enum log_level level = LOG_LEVEL_INFO;
-    enum log_format format = LOG_FORMAT_TEXT;
     struct err err = ERR_INIT;
 
-    log_level_parse(o->log_level, &level);
-    log_format_parse(o->log_format, &format);
-    log_init("process-user-data", level, format);
+    log_init_words("process-user-data", o->log_level, o->log_format);
     if (provision_files(&config, &err) == 0)
         return EXIT_SUCCESS;
     log_error("%s", err_text(&err));
@@ -127,7 +110,10 @@ static int usage_error(const char *text)
 static int choose(const struct opt_set *sets, const struct options *o, char *const *words)
 {
     if (o->help) {
-        print_help(sets);
+        opt_print_help(
+            "Usage: process-user-data " COMMAND " [OPTIONS]\n\n"
+            "Fetches this pod VM's user data and writes its files below /run/peerpod.\n\n",
+            sets);
         return EXIT_SUCCESS;
     }
     if (o->version || o->v) {

@@ -15,7 +15,8 @@
 #include "base/clock.h"
 #include "base/str.h"
 
-static const char *const level_words[] = {"error", "warn", "info", "debug"};
+const char *const log_levels[] = {"error", "warn", "info", "debug", NULL};
+const char *const log_formats[] = {"text", "json", NULL};
 static const char *const level_marks[] = {"ERROR", "WARN", "INFO", "DEBUG"};
 static const char *log_program = "peerpod";
 static enum log_level log_level = LOG_LEVEL_INFO;
@@ -30,8 +31,8 @@ void log_init(const char *program, enum log_level level, enum log_format format)
 
 int log_level_parse(const char *word, enum log_level *ret)
 {
-    for (size_t i = 0; i < ARRAY_SIZE(level_words); i++)
-        if (str_eq(word, level_words[i])) {
+    for (size_t i = 0; log_levels[i]; i++)
+        if (str_eq(word, log_levels[i])) {
             *ret = (enum log_level)i;
             return 0;
         }
@@ -40,13 +41,22 @@ int log_level_parse(const char *word, enum log_level *ret)
 
 int log_format_parse(const char *word, enum log_format *ret)
 {
-    if (str_eq(word, "text"))
-        *ret = LOG_FORMAT_TEXT;
-    else if (str_eq(word, "json"))
-        *ret = LOG_FORMAT_JSON;
-    else
-        return -EINVAL;
-    return 0;
+    for (size_t i = 0; log_formats[i]; i++)
+        if (str_eq(word, log_formats[i])) {
+            *ret = (enum log_format)i;
+            return 0;
+        }
+    return -EINVAL;
+}
+
+void log_init_words(const char *program, const char *level_word, const char *format_word)
+{
+    enum log_level level = LOG_LEVEL_INFO;
+    enum log_format format = LOG_FORMAT_TEXT;
+
+    log_level_parse(level_word, &level);
+    log_format_parse(format_word, &format);
+    log_init(program, level, format);
 }
 
 bool log_enabled(enum log_level level)
@@ -126,7 +136,7 @@ void log_entry(enum log_level level, const char *sandbox, const char *step, cons
     struct line l = {.len = 0};
     if (log_format == LOG_FORMAT_JSON) {
         put_json_field(&l, "time", time);
-        put_json_field(&l, "level", level_words[level]);
+        put_json_field(&l, "level", log_levels[level]);
         put_json_field(&l, "program", log_program);
         put_json_field(&l, "sandbox", sandbox);
         put_json_field(&l, "step", step);

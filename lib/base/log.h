@@ -17,6 +17,9 @@ enum log_format { LOG_FORMAT_TEXT, LOG_FORMAT_JSON };
 
 /* program: borrowed for the process's life. Call once, before the first thread. */
 void log_init(const char *program, enum log_level level, enum log_format format);
+/* NULL-terminated, for option tables; and log_init by such words. */
+extern const char *const log_levels[], *const log_formats[];
+void log_init_words(const char *program, const char *level, const char *format);
 /* 0, or -EINVAL for an unknown word; the words are error, warn, info, debug and text, json. */
 int log_level_parse(const char *word, enum log_level *ret);
 int log_format_parse(const char *word, enum log_format *ret);

@@ -433,6 +433,15 @@ static void add_list(char *const *list, struct buf *out)
     buf_done(&text);
 }
 
+void opt_print_help(const char *usage, const struct opt_set *sets)
+{
+    struct buf out = BUF_INIT(0);
+
+    opt_help(sets, &out);
+    printf("%s%s", usage, out.data ? out.data : "");
+    buf_done(&out);
+}
+
 static void add_value(const struct opt_set *set, const struct opt *o, struct buf *out)
 {
     const void *target = field(set, o);

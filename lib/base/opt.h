@@ -70,6 +70,8 @@ int opt_check_required(const struct opt_set *sets, struct err *err);
 void opt_done(struct opt_set *sets);
 
 void opt_help(const struct opt_set *sets, struct buf *out);
+/* The usage, then opt_help, to standard output. */
+void opt_print_help(const char *usage, const struct opt_set *sets);
 /* KEY=value lines, in the form of the config file, secrets redacted, with the source of each. */
 void opt_print_config(const struct opt_set *sets, struct buf *out);
 /* Man page section (Markdown) from the same tables. */
