@@ -40,11 +40,6 @@ static void say(const struct peer *p, const char *text)
         shutdown(p->fd, SHUT_RDWR); /* the loop finds it gone */
 }
 
-bool handover_concerns(const struct fdpass *m)
-{
-    return fdpass_has(m, "READY") || fdpass_has(m, "FDSTORE") || fdpass_has(m, "FDSTOREREMOVE");
-}
-
 void handover_relay(struct keeper *k, const struct peer *from, const struct fdpass *m)
 {
     for (struct peer *p = k->peers; p < k->peers + ARRAY_SIZE(k->peers); p++)
@@ -246,7 +241,7 @@ void handover_receive(struct keeper *k, struct peer *p)
     }
     bool ready = fdpass_has(&m, "READY");
     handover_relay(k, p, &m);
-    if (k->config->argv && !handover_concerns(&m))
+    if (k->config->argv)
         obey(k, &m);
     else if (fdpass_has(&m, "STOP") && k->peers[1].fd < 0)
         say(p, "START=1");

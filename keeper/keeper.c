@@ -43,6 +43,7 @@
 #include "relay/fdstore.h"
 
 #define FIRST_FD 3
+#define MS 1000000 /* in ns */
 
 int keeper_lift(const struct keeper *k, int fd)
 {
@@ -64,7 +65,7 @@ static void start(struct keeper *k)
     pid_t pid = fdtable_exec(&k->store, k->config->argv, &k->old_mask);
 
     k->started_at = clock_mono_ms();
-    k->restart_at = k->started_at + k->config->restart_max_ms; /* for want of a process */
+    k->restart_at = k->started_at + k->config->restart_max / MS; /* for want of a process */
     k->pid = MAX(pid, 0);
     log_info("started %s as process %d with %zu descriptors%s%s", k->config->argv[0], (int)pid,
              k->store.n, pid < 0 ? ": " : "", pid < 0 ? strerror(-pid) : "");
@@ -74,15 +75,15 @@ static void plan_restart(struct keeper *k, pid_t pid, int wstatus)
 {
     int64_t now = clock_mono_ms();
 
-    if (now - k->started_at >= k->config->settled_ms)
-        k->pause_ms = k->config->restart_min_ms;
+    if (now - k->started_at >= k->config->settled / MS)
+        k->pause_ms = k->config->restart_min / MS;
     k->restart_at = now + k->pause_ms;
     log_warn("%s (process %d) %s %d after %lld ms; %zu descriptors kept; again in %lld ms",
              k->config->argv[0], (int)pid,
              WIFSIGNALED(wstatus) ? "was killed by signal" : "exited with status",
              WIFSIGNALED(wstatus) ? WTERMSIG(wstatus) : WEXITSTATUS(wstatus),
              (long long)(now - k->started_at), k->store.n, (long long)k->pause_ms);
-    k->pause_ms = MIN(k->pause_ms * 2, k->config->restart_max_ms);
+    k->pause_ms = MAX(MIN(k->pause_ms * 2, k->config->restart_max / MS), 1);
 }
 
 static void child_died(struct keeper *k, pid_t pid, int wstatus)
@@ -144,10 +145,10 @@ void keeper_drain(struct keeper *k, int queue, const struct peer *from)
         int r = fdpass_check(&m, &err);
         if (r == 0 && !from && fdpass_has(&m, "READY"))
             handover_settled(k);
-        if (r == 0 && handover_concerns(&m))
+        if (r == 0) {
             handover_relay(k, from, &m);
-        if (r == 0)
             r = fdtable_apply(&k->store, &m, &err);
+        }
         fdpass_close(&m);
         if (r < 0)
             log_warn("message of process %d refused: %s", (int)m.sender.pid, err_text(&err));
@@ -214,7 +215,7 @@ static int init(struct keeper *k, struct err *err)
     fdtable_exec_init(k->path);
     if (r == 0)
         r = block_signals(k, err);
-    if (r == 0 && k->config->socket)
+    if (r == 0 && k->config->socket[0])
         r = handover_init(k, err);
     return r;
 }
@@ -222,7 +223,7 @@ static int init(struct keeper *k, struct err *err)
 int keeper_run(const struct keeper_config *config, int *ret_status, struct err *err)
 {
     struct keeper k = {.config = config,
-                       .pause_ms = config->restart_min_ms,
+                       .pause_ms = config->restart_min / MS,
                        .signal_fd = -1,
                        .listen_fd = -1,
                        .notify_fd = -1,

@@ -5,11 +5,10 @@
 #include "relay/fdtable.h"
 
 struct keeper_config {
-    char *const *argv;      /* the command, NULL-terminated, borrowed; NULL: a store alone */
-    const char *socket;     /* where keepers meet; NULL: nowhere */
-    int64_t restart_min_ms; /* first pause */
-    int64_t restart_max_ms; /* it doubles up to this one */
-    int64_t settled_ms;     /* a child that lived so long starts the pauses again */
+    char *const *argv; /* the command, NULL-terminated, borrowed; NULL: a store alone */
+    char *socket;      /* where keepers meet; "": nowhere */
+    /* In ns: the first pause, which doubles up to the longest; who lived so long starts anew. */
+    int64_t restart_min, restart_max, settled;
 };
 
 /* Of a keeper with a command; handover.c says who moves whom. */
@@ -55,8 +54,7 @@ void keeper_drain(struct keeper *k, int queue, const struct peer *from);
 int handover_init(struct keeper *k, struct err *err);
 void handover_accept(struct keeper *k);
 void handover_receive(struct keeper *k, struct peer *p);
-/* Whether a child's message is of interest to peers; and to all of them but its sender. */
-bool handover_concerns(const struct fdpass *m);
+/* Hands a message on to all peers but its sender. */
 void handover_relay(struct keeper *k, const struct peer *from, const struct fdpass *m);
 /* True: the death is the hand-over's affair and no reason to start the child again. */
 bool handover_child_died(struct keeper *k);
