@@ -241,6 +241,7 @@ class Imds:
 
     def __init__(self, values):
         self.values = values
+        self.hook = lambda when, path: None  # "before" and "after" the answer is made; may raise Drop
         imds = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -251,6 +252,12 @@ class Imds:
 
             def reply(self, status, text):
                 data = text.encode()
+                try:
+                    imds.hook("before", self.path)
+                    imds.hook("after", self.path)
+                except Drop:
+                    self.close_connection = True
+                    return
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(data)))
                 self.end_headers()

@@ -100,6 +100,8 @@ class Node:
     compat = os.environ.get("PEERPOD_COMPAT", "native")
     provider = os.environ.get("PEERPOD_PROVIDER", "local")
 
+    keeper_flags = ()
+
     def __init__(self, directory, *flags, keeper=True, env=None, adaptor=None):
         self.dir = pathlib.Path(directory)
         self.adaptor = pathlib.Path(adaptor or BIN / "cloud-api-adaptor").absolute()
@@ -119,7 +121,7 @@ class Node:
                   "-forwarder-compat", self.compat, "-node-name", "worker", "-log-level", "debug",
                   *self.own_flags]
         keeper = self.adaptor.resolve().with_name("peerpod-keeper")
-        return ([keeper, "--"] if self.keeper else []) + daemon
+        return ([keeper, *self.keeper_flags, "--"] if self.keeper else []) + daemon
 
     def start(self, wait=True):
         self.starts += 1
