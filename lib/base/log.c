@@ -11,6 +11,7 @@
 #include <errno.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <time.h>
 
 #include "base/clock.h"
 #include "base/str.h"
@@ -27,6 +28,9 @@ void log_init(const char *program, enum log_level level, enum log_format format)
     log_program = program;
     log_level = level;
     log_format = format;
+    /* What the C library reads, and keeps in memory of its own, with the first time stamp: now, so
+     * that entries need no memory (peerpod-keeper). */
+    tzset();
 }
 
 int log_level_parse(const char *word, enum log_level *ret)

@@ -287,6 +287,29 @@ static void handed_over(void **state)
     assert_int_equal(keeper_status(f), 0);
 }
 
+/* That it takes none is shown by all the tests here, which have the library preloaded; this shows
+ * that the library sees it. */
+static void taken_memory_is_seen(void **state)
+{
+    static const char *const trials[] = {"malloc", "mmap"};
+    int status;
+
+    if (!preload)
+        skip();
+    for (size_t i = 0; i < ARRAY_SIZE(trials); i++) {
+        struct fixture *f;
+        setup((void **)&f);
+        setenv("KEEPER_HEAP_TRIAL", trials[i], 1);
+        start_with_child(f);
+        unsetenv("KEEPER_HEAP_TRIAL");
+        assert_int_equal(waitpid(f->keeper, &status, 0), f->keeper);
+        assert_true(WIFSIGNALED(status));
+        assert_int_equal(WTERMSIG(status), SIGABRT);
+        f->keeper = 0;
+        teardown((void **)&f);
+    }
+}
+
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
@@ -304,6 +327,7 @@ int main(int argc, char **argv)
         cmocka_unit_test_setup_teardown(final_statuses, setup, teardown),
         cmocka_unit_test_setup_teardown(holds_on_while_it_holds, setup, teardown),
         cmocka_unit_test_setup_teardown(handed_over, setup, teardown),
+        cmocka_unit_test(taken_memory_is_seen),
     };
     int status = keeper_world_main(argc, argv);
 
