@@ -20,7 +20,8 @@ struct adaptor_config {
     /* ours */
     char *pod_metadata_address;
     char *forwarder_compat, *cluster_uid, *node_name, *control_socket, *log_level, *log_format;
-    int64_t start_timeout_ns, grace_unstarted_ns, grace_shim_gone_ns, tunnel_hold_ns;
+    int64_t start_timeout_ns, grace_unstarted_ns, grace_shim_gone_ns, grace_netns_gone_ns;
+    int64_t tunnel_hold_ns;
     int64_t reconcile_interval_ns, orphan_grace_ns, orphan_boot_grace_ns;
     char *probe_address;
     int64_t probe_port;

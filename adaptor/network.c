@@ -9,7 +9,8 @@
  * The VXLAN id is the sandbox's from StartVM until its directory goes, which is behind teardown
  * (stop.c): it is in the record before anything uses it, and no two records of this node have the
  * same. Ids go round instead of the lowest free one being taken: where something foreign holds an
- * id (links of a Go daemon before us), the next try gets another.
+ * id (links of a Go daemon before us, or of pods whose state was lost), the next try gets another. Such
+ * ids come in runs, so it gets one well behind: each try is a failed StartVM.
  *
  * Nothing is repeated while the pod runs: link and filters live in the kernel, whatever becomes of
  * this process.
@@ -21,6 +22,7 @@
 #include "base/log.h"
 
 #define VNI_END (1U << 24)
+#define FOREIGN_RUN 64U
 
 struct net_job {
     struct adaptor *adaptor; /* loop only */
@@ -89,8 +91,11 @@ static void done(void *arg, bool ran)
     } else if (!ran || j->result < 0) {
         if (!ran)
             err_set(&j->err, -ECANCELED, "the job of the pod's network did not run");
+        if (j->result == -EEXIST)
+            sb->adaptor->next_vxlan += FOREIGN_RUN;
         sandbox_start_fail(sb, "network", &j->err);
     } else {
+        sb->netns_seen = true;
         memcpy(sb->record.pod_interface, j->apf.network.interface,
                sizeof(sb->record.pod_interface));
         if (j->next(sb, &j->apf, &err) < 0)

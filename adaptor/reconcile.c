@@ -13,6 +13,8 @@
  * just like it. And without a cluster uid nothing unknown is ever deleted: two clusters may share
  * an account, and node names repeat.
  *
+ * The same look sees to sandboxes whose network namespace is gone (watch.c), which needs no list.
+ *
  * A list that fails changes nothing. Grace begins when this process first sees the orphan.
  * Deletions go through the pool's own allowance and are tried again at the next look.
  */
@@ -312,6 +314,7 @@ static void look(uv_timer_t *timer)
 {
     struct reconcile *r = timer->data;
     struct err err = ERR_INIT;
+    sandbox_watch_netns(r->adaptor);
     struct list_job *j = list_job_new(r);
     if (job_start(r->adaptor->jobs, JOB_OTHER, "reconcile", LIST_DEADLINE_MS, list_run, list_done,
                   j, &r->job, &err) < 0) {

@@ -28,6 +28,7 @@
 #include <fcntl.h>
 #include <openssl/rand.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "adaptor/plainmode.h"
 #include "adaptor/rpc.h"
@@ -301,6 +302,7 @@ static void record_begin(struct sandbox *sb, const struct podspec *spec)
     memcpy(r->pod, spec->pod, sizeof(r->pod));
     memcpy(r->namespace, spec->namespace, sizeof(r->namespace));
     memcpy(r->netns, spec->netns, sizeof(r->netns));
+    sb->netns_seen = access(r->netns, F_OK) == 0;
     memcpy(r->boot, sb->adaptor->boot, sizeof(r->boot));
     memcpy(r->instance.sandbox, spec->id, sizeof(r->id));
     r->state = SANDBOX_CREATED;

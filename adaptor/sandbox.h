@@ -47,8 +47,10 @@ struct sandbox {
     uv_timer_t timer; /* CREATED: grace; STARTING: deadline; RUNNING: shim gone; DELETING: retry */
     uv_timer_t watch; /* STARTING; RUNNING with the tunnel down */
     int64_t tunnel_down_ms;
-    unsigned handles; /* that are not closed yet */
-    const char *step; /* of STARTING, for people: "waiting for the forwarder" */
+    bool netns_seen;       /* by this process */
+    int64_t netns_gone_ms; /* since when; 0: it is there, or nobody knows */
+    unsigned handles;      /* that are not closed yet */
+    const char *step;      /* of STARTING, for people: "waiting for the forwarder" */
     struct start_clock start_clock;
     unsigned delete_tries;
     int64_t start_began_ms, start_deadline_ms; /* monotonic */
@@ -130,6 +132,8 @@ void sandbox_watch_start(struct sandbox *sb);
 void sandbox_watch_shim(struct sandbox *sb);
 /* Begins or ends the questions about the VM, by whether the tunnel is up. */
 void sandbox_watch_tunnel(struct sandbox *sb);
+/* Looks whether the network namespaces of all are still there. */
+void sandbox_watch_netns(struct adaptor *a);
 
 /* -- connections of the shim (shimconn.c) -- */
 

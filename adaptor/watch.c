@@ -6,10 +6,14 @@
  * whether the VM lives, so that nobody waits for -proxy-timeout for a VM that has ended. A start
  * that was taken over from a dead process and whose callers have not come back is taken back.
  *
- * RUNNING: the three ways in which it may end without StopVM.
+ * RUNNING: the four ways in which it may end without StopVM.
  *
  * Shim gone: no connection of the shim has sent a byte, or the last such one has ended, and StopVM
  * has not come within -grace-shim-gone (a killed shim sends nothing, kata-contract.md 2.1).
+ *
+ * Network namespace gone: at each look of reconcile.c. It is the runtime that removes it, when the pod
+ * is over; where a shim is left that has not called StopVM, nobody will. A path that this process has
+ * never seen means nothing: a daemon whose container lacks the host's directory must end nobody.
  *
  * VM gone: while the tunnel is down the provider is asked, first after WATCH_FIRST_MS, then every
  * WATCH_EVERY_MS. An instance that does not exist or has ended ends its sandbox at once, so that the
@@ -19,6 +23,7 @@
  * given up before (35 s, 120 s). Until then their connections are held and nobody notices.
  */
 #include <errno.h>
+#include <unistd.h>
 
 #include "adaptor/sandbox.h"
 #include "base/clock.h"
@@ -44,6 +49,31 @@ void sandbox_watch_shim(struct sandbox *sb)
         sandbox_disarm(sb);
     else if (!uv_is_active((uv_handle_t *)&sb->timer))
         sandbox_arm(sb, sb->adaptor->config->grace_shim_gone_ns / 1000000, shim_gone);
+}
+
+/* -- the pod's network namespace -- */
+
+static bool netns_is_gone(struct sandbox *sb)
+{
+    if (str_empty(sb->record.netns) || access(sb->record.netns, F_OK) == 0) {
+        sb->netns_seen = true;
+        return false;
+    }
+    return errno == ENOENT && sb->netns_seen;
+}
+
+void sandbox_watch_netns(struct adaptor *a)
+{
+    int64_t now = clock_mono_ms();
+    for (struct sandbox *sb = a->sandboxes; sb; sb = sb->next) {
+        bool watched = sb->record.state == SANDBOX_CREATED || sb->record.state == SANDBOX_RUNNING;
+        if (!watched || !netns_is_gone(sb))
+            sb->netns_gone_ms = 0;
+        else if (!sb->netns_gone_ms)
+            sb->netns_gone_ms = now;
+        else if (now - sb->netns_gone_ms >= a->config->grace_netns_gone_ns / 1000000)
+            sandbox_stop(sb, "its network namespace was removed, and StopVM was not called");
+    }
 }
 
 /* -- the VM -- */
