@@ -52,20 +52,32 @@ def kill_both(node):
     wait_for(lambda: not node.serves())
 
 
-def lose_the_state(node, count):
-    """Starts pods, then takes the daemon and its state directory away."""
+def lose_the_state(node, count, wrong=False):
+    """Starts pods, then takes the daemon and its state directory away; or puts another one there, with records
+    of other pods."""
     for n in range(count):
         assert node.run_pod(f"sandbox-{n}", notes=annotations(pod=f"p{n}"))
     kill_both(node)
-    shutil.rmtree(node.pods)
+    if wrong:
+        for n in range(count):
+            place = node.pods / f"sandbox-{n}"
+            record = json.loads((place / "sandbox.json").read_text())
+            record.update(id=f"another-{n}", instance_name=f"podvm-another-{n}", instance_id=f"local-{n}-{n:032x}",
+                          token=f"{n:032x}", key=f"{n:08x}", netns=f"/run/netns/another-{n}")
+            (place / "sandbox.json").write_text(json.dumps(record))
+            place.rename(node.pods / f"another-{n}")
+    else:
+        shutil.rmtree(node.pods)
     return len(node.instances())
 
 
-def test_an_empty_state_directory_destroys_nothing(node_with):
+@pytest.mark.parametrize("state", ["empty", "wrong"])
+def test_an_empty_or_wrong_state_directory_destroys_nothing(node_with, state):
     """Ten running VMs of this boot, and a daemon that knows none of them."""
     first = node_with()
-    made = lose_the_state(first, 10)
+    made = lose_the_state(first, 10, state == "wrong")
     node = node_with(*QUICK, "-cluster-uid", "c1", "-orphan-boot-grace", "1ms")
+    assert state == "empty" or "10 sandboxes found" in node.log()
     time.sleep(1.5)
     assert orphans(node) == [], "of no cluster, or of another: not even listed"
     assert len(node.instances()) == made
@@ -75,6 +87,21 @@ def test_an_empty_state_directory_destroys_nothing(node_with):
     time.sleep(2)
     assert len(node.instances()) == made, "without a cluster uid nothing unknown is deleted"
     assert "peerpodctl orphans" in node.log(), "the operator is told"
+
+
+def test_new_pods_start_beside_those_whose_state_was_lost(node_with):
+    """Their VXLAN ids are in use, and nobody knows."""
+    lose_the_state(node_with(), 3)
+    node = node_with()
+    tries = 0
+    for n in range(3):
+        sandbox = f"new-{n}"
+        while node.create(sandbox, notes=annotations(pod=sandbox)) and node.start_vm(sandbox).code != ttrpc.OK:
+            tries += 1
+            assert tries < 2, "one failed StartVM, which a kubelet repeats"
+            node.stop_vm(sandbox)
+            wait_for(lambda: sandbox not in node.sandboxes())
+    assert len({node.record(f"new-{n}")["vxlan_id"] for n in range(3)}) == 3
 
 
 @pytest.mark.every_provider

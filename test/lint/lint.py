@@ -336,6 +336,10 @@ def check_names():
     lists = "".join(text(n) for n in tracked() if n.startswith("test/")
                     and n.endswith((".cmake", "CMakeLists.txt")))
     for name in tracked():
+        found = re.fullmatch(r"(test/\w+)/test_(\w+)\.py", name)
+        if found and pathlib.Path(name).name not in lists and not re.search(
+                rf"\b{found[2]}\b", text(f"{found[1]}/CMakeLists.txt")):
+            yield f"{name}: no list registers it, so it never runs"
         found = re.fullmatch(r"test/(?:unit|fuzz|chain)/(([a-z0-9]+)_?.*?)_?(test|fuzz)\.(?:c|py)",
                              name)
         if not found or name == "test/chain/conftest.py":
