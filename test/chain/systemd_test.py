@@ -13,11 +13,11 @@ import re
 import shutil
 import signal
 import subprocess
-import threading
 import time
 
 import pytest
 import ttrpc
+from callers import Caller
 from conftest import BIN, Program, wait_for
 from node import SANDBOX, Node, agent_command, comm, pod_netns, wrapped_guest
 from ttrpc import Client
@@ -160,34 +160,6 @@ def node():
     shutil.rmtree(directory, ignore_errors=True)
 
 
-class Caller(threading.Thread):
-    """Calls without pause; each must be answered with what it sent."""
-
-    def __init__(self, path):
-        super().__init__(daemon=True)
-        self.path, self.calls, self.longest, self.over, self.error = path, 0, 0, False, None
-        self.start()
-
-    def run(self):
-        try:
-            with Client(self.path, timeout=30) as agent:
-                while not self.over:
-                    began = time.monotonic()
-                    payload = os.urandom(20000)
-                    answer = agent.call("any", "Echo", payload)
-                    assert answer.code == ttrpc.OK and answer.payload == payload
-                    self.calls += 1
-                    self.longest = max(self.longest, time.monotonic() - began)
-        except Exception as e:  # the test's thread reports it
-            self.error = f"after {self.calls} calls: {type(e).__name__}: {e}"
-
-    def goes_on(self):
-        """A call that begins now is answered."""
-        before = self.calls
-        wait_for(lambda: self.error or self.calls > before + 1, 30)
-        assert not self.error, self.error
-
-
 def kill_again_and_again(find, name, callers):
     for _ in range(KILLS):
         old = find()
@@ -225,9 +197,7 @@ def test_killed_again_and_again(node):
             answer = agent.answer(stream)
             assert answer.code == ttrpc.OK and answer.payload == b"%d" % i
     for caller in callers:
-        caller.over = True
-        caller.join(40)
-        assert not caller.error and not caller.is_alive(), caller.error
+        caller.stop()
     print(f"{2 * KILLS + 2} kills, {sum(c.calls for c in callers)} calls, longest "
           f"{max(c.longest for c in callers):.2f} s")
     assert node.stop_vm().code == ttrpc.OK
