@@ -8,7 +8,8 @@
 # itself; here stand only the things that happened in the Go adaptor's script and not in its program.
 #
 # The keeper becomes the container's first process, so that a daemon that dies comes back within
-# milliseconds and finds its pods' connections (NO_KEEPER=1 runs the daemon alone).
+# milliseconds and finds its pods' connections (NO_KEEPER=1 runs the daemon alone). KEEPER_SOCKET is where
+# it meets other keepers (peerpod-keeper(8)); without it, it meets none.
 set -eu
 
 run_dir=${PEERPOD_RUN_DIR:-/run/peerpod}
@@ -133,4 +134,4 @@ esac
 if [ "${NO_KEEPER:-}" = 1 ]; then
     exec cloud-api-adaptor "$provider" "$@"
 fi
-exec peerpod-keeper -- cloud-api-adaptor "$provider" "$@"
+exec peerpod-keeper ${KEEPER_SOCKET:+-socket "$KEEPER_SOCKET"} -- cloud-api-adaptor "$provider" "$@"

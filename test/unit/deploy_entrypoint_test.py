@@ -115,5 +115,10 @@ def test_libvirt_gets_the_data_dir(run):
     assert run("libvirt", "--data-dir=/d").stdout.endswith("libvirt --data-dir=/d\n")
 
 
+def test_where_keepers_meet(run):
+    said = run("local", KEEPER_SOCKET="/run/a b.sock").stdout
+    assert said == "peerpod-keeper -socket /run/a b.sock -- cloud-api-adaptor local\n"
+
+
 def test_without_keeper(run):
     assert run("local", NO_KEEPER="1").stdout == "cloud-api-adaptor local\n"
