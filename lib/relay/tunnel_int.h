@@ -27,6 +27,7 @@
 #define TUNNEL_UNACKED_MS 2000
 #define TUNNEL_SILENCE_MS 8000
 #define TUNNEL_DEAD_MS 6000
+#define TUNNEL_RARE_MS 2000
 
 /* An intrusive, circular list; an unlinked link points to itself. */
 struct link {
@@ -152,6 +153,7 @@ struct session {
     uint64_t pong;
 
     int64_t last_rx, last_ping, ping_at; /* clock_mono_ms; ping_at 0: none unanswered */
+    bool awake; /* something has moved since the last tick, or was owed then */
 };
 
 struct trouble {

@@ -672,9 +672,18 @@ static int rx_read(struct session *s, uint8_t *p, size_t want)
     return n;
 }
 
+/* A session that speaks rarely gives its buffers back at once: with a thousand of them, those that
+ * wait for the tick would take megabytes. */
+static void rx_drained(struct session *s, bool rare)
+{
+    if (rare && !ended(s))
+        tls_connection_trim(s->ssl);
+}
+
 static void session_read(struct session *s)
 {
     size_t budget = TUNNEL_RUN_BYTES;
+    bool rare = false;
     s->read_more = false;
     while (!ended(s)) {
         uint8_t *p = NULL;
@@ -689,14 +698,20 @@ static void session_read(struct session *s)
         int n = rx_read(s, p, want), events = 0;
         if (n <= 0) {
             ssl_blocked(s, n, "reading", &events);
+            rx_drained(s, rare);
             return;
         }
-        if (budget == TUNNEL_RUN_BYTES)
-            s->last_rx = now_ms(s);
+        if (budget == TUNNEL_RUN_BYTES) {
+            int64_t now = now_ms(s);
+            rare = now - s->last_rx >= TUNNEL_RARE_MS;
+            s->last_rx = now;
+        }
         budget -= MIN(budget, (size_t)n);
         s->ping_at = 0;
-        if (!ended(s) && tls_connection_drained(s->ssl))
+        if (!ended(s) && tls_connection_drained(s->ssl)) {
+            rx_drained(s, rare);
             return;
+        }
     }
 }
 
@@ -980,6 +995,7 @@ static void run(struct session *s, bool polled)
         handshake_run(s);
     if (s->state != SESSION_HELLO && s->state != SESSION_UP && s->state != SESSION_LINGER)
         return;
+    s->awake = true;
     if (s->read_more)
         session_read(s);
     /* What the peer's frames have caused to be said is in the queue, whose turn is behind the polls. */
@@ -1029,6 +1045,22 @@ static bool unacked_too_long(const struct tunnel *t, int64_t now)
     return false;
 }
 
+/* Nothing has moved since the last tick, and nothing was owed then: silence is the one concern. */
+static bool asleep(const struct session *s, int64_t now)
+{
+    return s->state == SESSION_UP && !s->awake && s->t->hub->late == 0 &&
+           now - MAX(s->last_rx, s->last_ping) < TUNNEL_SILENCE_MS;
+}
+
+static bool waits(const struct session *s)
+{
+    const struct tunnel *t = s->t;
+    for (size_t i = 0; i < t->n_channels; i++)
+        if (t->channels[i]->unacked_since || t->channels[i]->drop == DROP_WAIT)
+            return true;
+    return s->ping_at != 0;
+}
+
 static void up_tick(struct session *s, int64_t now)
 {
     struct tunnel *t = s->t;
@@ -1039,6 +1071,7 @@ static void up_tick(struct session *s, int64_t now)
     }
     for (size_t i = 0; i < t->n_channels; i++)
         channel_tick(s, t->channels[i]);
+    s->awake = waits(s);
     bool silent = now - MAX(s->last_rx, s->last_ping) >= TUNNEL_SILENCE_MS;
     bool stuck = now - s->last_ping >= TUNNEL_UNACKED_MS && unacked_too_long(t, now);
     if (s->ping_at || !(silent || stuck))
@@ -1050,6 +1083,8 @@ static void up_tick(struct session *s, int64_t now)
 
 void session_tick(struct session *s, int64_t now)
 {
+    if (asleep(s, now))
+        return;
     if (s->t->hub->late > 0) {
         s->deadline += s->t->hub->late;
         if (s->ping_at)
