@@ -182,9 +182,9 @@ int main(int argc, char **argv)
     const char *word = argc > 1 ? argv[1] : NULL;
     signal(SIGPIPE, SIG_IGN);
     harden_no_dumps(); /* keys and agent traffic never reach a core */
-    /* The loop's memory, and that of all jobs: by default a storm of starts would leave 16 heaps of
-     * half a MiB behind. */
-    mallopt(M_ARENA_MAX, 2);
+    /* One heap for the loop and all jobs: by default a storm of starts would leave 16 behind, of half
+     * a MiB each. What threads allocate most is in caches of their own. */
+    mallopt(M_ARENA_MAX, 1);
     log_init("cloud-api-adaptor", LOG_LEVEL_INFO, LOG_FORMAT_TEXT);
     if (str_eq(word, "version") || str_eq(word, "-version") || str_eq(word, "--version")) {
         printf("cloud-api-adaptor %s\n", PP_VERSION);

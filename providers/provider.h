@@ -22,7 +22,7 @@
 #define INSTANCE_ADDRESSES_MAX 8
 #define INSTANCE_ADDRESS_SIZE 64
 #define INSTANCE_TYPE_MAX 128
-#define INSTANCE_IMAGE_MAX 1024
+#define INSTANCE_IMAGE_MAX 512
 #define INSTANCE_TAGS_MAX 16
 
 /* Tags on everything we make; their keys are the same with every provider (each maps the

@@ -152,9 +152,9 @@ static int grow(struct scale *s, unsigned n, struct err *err)
 
 static int start_all(struct scale *s, struct err *err)
 {
-    int r = census_take(s->daemon, s->world.keeper, &s->before, err);
+    int r = measure_size(s, err); /* first: the daemon has settled behind it */
     if (r == 0)
-        r = measure_size(s, err);
+        r = census_take(s->daemon, s->world.keeper, &s->before, err);
     for (size_t i = 1; r == 0 && i < SIZES && s->fleet.n < s->pods; i++) {
         r = grow(s, MIN(sizes[i], s->pods), err);
         if (r == 0)
