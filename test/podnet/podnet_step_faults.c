@@ -2,13 +2,14 @@
 /*
  * Step faults of the pod's network: set-up and teardown of both ends, in the VM with its second
  * interface and the metadata address as well, each outside step (netlink calls above all) failing and
- * killed. Afterwards, behind the caller's teardown, the namespaces look as before, as iproute2 and
+ * killed, and pairs: a second fault while the first is cleaned up after. Afterwards, behind the caller's teardown, the namespaces look as before, as iproute2 and
  * nft show them.
  *
  * STEPFAULT_FULL=1: every step. Else one in four; the four builds of CI begin with another one each
  * (FIRST_STEP), so that together they take all.
  *
- * usage: podnet_step_faults [worker-up|worker-down|guest-up|guest-down [fail|kill [FIRST]]]
+ * usage: podnet_step_faults [worker-up|worker-down|guest-up|guest-down
+ *                            [fail|kill|fail+fail|kill+fail|kill+kill [FIRST]]]
  */
 #include <errno.h>
 #include <stdio.h>
@@ -23,6 +24,7 @@
 
 #define VNI 555000U
 #define STRIDE 4
+#define PAIR_STRIDE 41
 
 static char pod[PATH_MAX], podns[PATH_MAX];
 static const char *const nothing[] = {NULL};
@@ -184,20 +186,35 @@ static const struct operation {
     {"guest-down", guest_down, recover_guest_down, guest_up},
 };
 
-static unsigned run(struct subject *s, const struct operation *o, bool kill, unsigned first)
+static const struct faults {
+    const char *word;
+    enum stepfault_mode mode, pair;
+} faults[] = {
+    {"fail", STEPFAULT_FAIL, STEPFAULT_OFF},       {"kill", STEPFAULT_KILL, STEPFAULT_OFF},
+    {"fail+fail", STEPFAULT_FAIL, STEPFAULT_FAIL}, {"kill+fail", STEPFAULT_KILL, STEPFAULT_FAIL},
+    {"kill+kill", STEPFAULT_KILL, STEPFAULT_KILL},
+};
+
+static unsigned run(struct subject *s, const struct operation *o, const struct faults *f,
+                    unsigned first)
 {
+    bool full = str_eq(getenv("STEPFAULT_FULL"), "1"), pairs = f->pair != STEPFAULT_OFF;
     char name[64];
     struct err err = ERR_INIT;
     const struct stepfault_case c = {.name = name,
-                                     .mode = kill ? STEPFAULT_KILL : STEPFAULT_FAIL,
+                                     .mode = f->mode,
+                                     .pair = f->pair,
+                                     .pair_stride = pairs ? (full ? 1 : PAIR_STRIDE) : 0,
                                      .run = o->run,
                                      .recover = o->recover,
-                                     .fork_run = kill,
+                                     .fork_run = f->mode == STEPFAULT_KILL,
                                      .first = first,
-                                     .stride = str_eq(getenv("STEPFAULT_FULL"), "1") ? 1 : STRIDE,
+                                     .stride = full    ? 1
+                                               : pairs ? PAIR_STRIDE
+                                                       : STRIDE,
                                      .snapshot = snapshot};
 
-    (void)snprintf(name, sizeof(name), "podnet %s, %s", o->word, kill ? "kill" : "fail");
+    (void)snprintf(name, sizeof(name), "podnet %s, %s", o->word, f->word);
     if (o->before && o->before(s, &err) < 0)
         die(err.text);
     unsigned wrong = stepfault_run(&c, s);
@@ -227,10 +244,10 @@ int main(int argc, char **argv)
     if (world_diff(before, after) > 0)
         die("something is left without any fault");
     for (size_t i = 0; i < ARRAY_SIZE(operations); i++)
-        for (int kill = 0; kill < 2; kill++)
+        for (size_t k = 0; k < ARRAY_SIZE(faults); k++)
             if ((argc < 2 || str_eq(argv[1], operations[i].word)) &&
-                (argc < 3 || str_eq(argv[2], kill ? "kill" : "fail")))
-                wrong += run(&s, &operations[i], kill, (unsigned)first);
+                (argc < 3 || str_eq(argv[2], faults[k].word)))
+                wrong += run(&s, &operations[i], &faults[k], (unsigned)first);
     apf_done(&s.apf);
     return wrong ? 1 : 0;
 }

@@ -2,14 +2,16 @@
 /*
  * Step faults of the whole daemon on `local`, with the real programs in the VM: CreateVM, StartVM
  * and StopVM of one pod, an outside step of the daemon, the helper or the VM's PID 1 failing,
- * cancelled (the shim's connection ends) or killed. The keeper starts the daemon again.
+ * cancelled (the shim's connection ends) or killed. The keeper starts the daemon again. Pairs: the
+ * second fault strikes while the first is cleaned up after, in the daemon's recovery above all. The
+ * same for a restart with the pod running, and for a question on the control socket.
  *
  * After each the caller does what a shim does, StopVM until it is answered; then files, processes,
  * links, mounts and the daemon's descriptors and threads must be as before.
  *
  * The steps are sampled so that the test takes a minute; STEPFAULT_FULL=1 tries them all.
  *
- * usage: adaptor_step_faults [fail|cancel|kill [FIRST]]
+ * usage: adaptor_step_faults [pod|restart|control [FAULTS [FIRST]]], FAULTS as in the table
  */
 #include <dirent.h>
 #include <errno.h>
@@ -23,6 +25,7 @@
 #include "base/clock.h"
 #include "base/fs.h"
 #include "base/str.h"
+#include "control.pb-c.h"
 #include "hypervisor.pb-c.h"
 #include "net/netns.h"
 #include "net/route.h"
@@ -32,10 +35,9 @@
 
 #define SERVICE "hypervisor.Hypervisor"
 #define SANDBOX "317c7ae2f000000000000000000000000000000000000000000000000000001"
-#define SAMPLES 10
 
-static char bin[PATH_MAX], state[PATH_MAX], path_socket[PATH_MAX], pods[PATH_MAX], cloud[PATH_MAX],
-    netns[PATH_MAX], node_log[PATH_MAX];
+static char bin[PATH_MAX], state[PATH_MAX], path_socket[PATH_MAX], path_control[PATH_MAX],
+    pods[PATH_MAX], cloud[PATH_MAX], netns[PATH_MAX], node_log[PATH_MAX];
 static const char *const watched[] = {pods, cloud, NULL};
 
 struct subject {
@@ -53,19 +55,20 @@ _noreturn_ static void die(const char *what)
 
 /* ---- the shim ---- */
 
-static int call(struct subject *s, const char *method, const ProtobufCMessage *request,
-                const ProtobufCMessageDescriptor *reply, struct err *err)
+static int call_at(struct subject *s, const char *path, const char *service, const char *method,
+                   const ProtobufCMessage *request, const ProtobufCMessageDescriptor *reply,
+                   struct err *err)
 {
     struct ttrpc_client *c = NULL;
     ProtobufCMessage *answer = NULL;
-    int r = ttrpc_client_connect(path_socket, 5000, &c, err);
+    int r = ttrpc_client_connect(path, 5000, &c, err);
 
     if (r < 0)
         return r;
     pthread_mutex_lock(&s->mutex);
     s->client = c;
     pthread_mutex_unlock(&s->mutex);
-    r = ttrpc_client_call(c, SERVICE, method, request, reply, 30000, &answer, NULL, err);
+    r = ttrpc_client_call(c, service, method, request, reply, 30000, &answer, NULL, err);
     pthread_mutex_lock(&s->mutex);
     s->client = NULL;
     pthread_mutex_unlock(&s->mutex);
@@ -73,6 +76,12 @@ static int call(struct subject *s, const char *method, const ProtobufCMessage *r
         protobuf_c_message_free_unpacked(answer, NULL);
     ttrpc_client_free(c);
     return r;
+}
+
+static int call(struct subject *s, const char *method, const ProtobufCMessage *request,
+                const ProtobufCMessageDescriptor *reply, struct err *err)
+{
+    return call_at(s, path_socket, SERVICE, method, request, reply, err);
 }
 
 static void cancel(void *arg)
@@ -129,33 +138,6 @@ static int stop_vm(struct subject *s, struct err *err)
     return call(s, "StopVM", &q.base, &hypervisor__stop_vmresponse__descriptor, err);
 }
 
-static int pod(void *arg, struct err *err)
-{
-    int r = create_vm(arg, err);
-
-    if (r == 0)
-        r = start_vm(arg, err);
-    return r < 0 ? r : stop_vm(arg, err);
-}
-
-/* StopVM until it is answered: the daemon may be on its way back up. */
-static int recover(void *arg, _unused_ int result, struct err *err)
-{
-    int64_t until = clock_mono_ms() + 20000;
-
-    for (;;) {
-        struct err e = ERR_INIT;
-        int r = stop_vm(arg, &e);
-        if (r == 0)
-            return 0;
-        if (clock_mono_ms() > until)
-            return err_set(err, r, "StopVM: %s", e.text);
-        usleep(20000);
-    }
-}
-
-/* ---- the world ---- */
-
 static pid_t daemon_pid(void)
 {
     DIR *dir = opendir("/proc");
@@ -177,6 +159,65 @@ static pid_t daemon_pid(void)
     return found;
 }
 
+static int pod(void *arg, struct err *err)
+{
+    int r = create_vm(arg, err);
+
+    if (r == 0)
+        r = start_vm(arg, err);
+    return r < 0 ? r : stop_vm(arg, err);
+}
+
+/* A question of the operator's. */
+static int control(void *arg, struct err *err)
+{
+    Peerpod__StatusRequest q;
+
+    peerpod__status_request__init(&q);
+    return call_at(arg, path_control, "peerpod.Control", "Status", &q.base,
+                   &peerpod__status_response__descriptor, err);
+}
+
+/* The daemon dies with the pod running; its successor's way to the first answer has the faults. */
+static int restart(void *arg, struct err *err)
+{
+    struct stepfault_control *k = stepfault_control();
+    unsigned mode = atomic_exchange(&k->mode, STEPFAULT_OFF);
+    int r = create_vm(arg, err);
+
+    if (r == 0)
+        r = start_vm(arg, err);
+    atomic_store(&k->count, 0);
+    atomic_store(&k->mode, mode);
+    pid_t pid = daemon_pid();
+    if (r < 0 || pid <= 0 || kill(pid, SIGKILL) < 0)
+        return r < 0 ? r : err_set(err, -ESRCH, "no daemon to kill");
+    for (int64_t until = clock_mono_ms() + 20000; clock_mono_ms() < until; usleep(20000)) {
+        struct err e = ERR_INIT;
+        if (daemon_pid() != pid && control(arg, &e) == 0)
+            return 0;
+    }
+    return err_set(err, -ETIMEDOUT, "the daemon does not come back");
+}
+
+/* StopVM until it is answered: the daemon may be on its way back up. */
+static int recover(void *arg, _unused_ int result, struct err *err)
+{
+    int64_t until = clock_mono_ms() + 20000;
+
+    for (;;) {
+        struct err e = ERR_INIT;
+        int r = stop_vm(arg, &e);
+        if (r == 0)
+            return 0;
+        if (clock_mono_ms() > until)
+            return err_set(err, r, "StopVM: %s", e.text);
+        usleep(20000);
+    }
+}
+
+/* ---- the world ---- */
+
 /* Where the daemon is killed another process is compared: its descriptors and threads are not. */
 static char *snapshot(void *arg)
 {
@@ -187,11 +228,10 @@ static char *snapshot(void *arg)
 
 static void start_node(struct subject *s)
 {
-    char program[PATH_MAX], keeper[PATH_MAX], control[PATH_MAX];
+    char program[PATH_MAX], keeper[PATH_MAX];
 
     (void)str_format(program, sizeof(program), "%s/stepfault/cloud-api-adaptor", bin);
     (void)str_format(keeper, sizeof(keeper), "%s/peerpod-keeper", bin);
-    (void)str_format(control, sizeof(control), "%s/control.sock", state);
     const char *const argv[] = {"peerpod-keeper",
                                 "--",
                                 program,
@@ -201,7 +241,7 @@ static void start_node(struct subject *s)
                                 "-pods-dir",
                                 pods,
                                 "-control-socket",
-                                control,
+                                path_control,
                                 "-local-registry-dir",
                                 cloud,
                                 "-local-guest-dir",
@@ -276,6 +316,7 @@ static void setup(struct subject *s)
         *strrchr(bin, '/') = '\0'; /* bin/stepfault/PROGRAM */
     place(state, "state");
     place(path_socket, "state/hypervisor.sock");
+    place(path_control, "state/control.sock");
     place(pods, "state/pods");
     place(cloud, "cloud");
     place(netns, "netns/pod1");
@@ -295,49 +336,87 @@ static void setup(struct subject *s)
     }
 }
 
-/* Steps of one undisturbed pod. */
-static unsigned count_steps(struct subject *s)
+/* ---- the operations ---- */
+
+static const struct operation {
+    const char *word;
+    int (*run)(void *arg, struct err *err);
+} operations[] = {{"pod", pod}, {"restart", restart}, {"control", control}};
+
+static const struct faults {
+    const char *word, *operation;
+    enum stepfault_mode mode, pair;
+    unsigned samples;
+} faults[] = {
+    {"fail", "pod", STEPFAULT_FAIL, STEPFAULT_OFF, 10},
+    {"cancel", "pod", STEPFAULT_CANCEL, STEPFAULT_OFF, 10},
+    {"kill", "pod", STEPFAULT_KILL, STEPFAULT_OFF, 10},
+    {"fail+fail", "pod", STEPFAULT_FAIL, STEPFAULT_FAIL, 3},
+    {"fail+kill", "pod", STEPFAULT_FAIL, STEPFAULT_KILL, 3},
+    {"cancel+fail", "pod", STEPFAULT_CANCEL, STEPFAULT_FAIL, 3},
+    {"kill+fail", "pod", STEPFAULT_KILL, STEPFAULT_FAIL, 3},
+    {"kill+kill", "pod", STEPFAULT_KILL, STEPFAULT_KILL, 3},
+    {"fail", "restart", STEPFAULT_FAIL, STEPFAULT_OFF, 6},
+    {"kill", "restart", STEPFAULT_KILL, STEPFAULT_OFF, 6},
+    {"fail", "control", STEPFAULT_FAIL, STEPFAULT_OFF, 20},
+    {"kill", "control", STEPFAULT_KILL, STEPFAULT_OFF, 4},
+};
+
+/* Steps of one undisturbed run. */
+static unsigned count_steps(struct subject *s, const struct operation *o)
 {
     struct stepfault_control *k = stepfault_control();
     struct err err = ERR_INIT;
 
     atomic_store(&k->count, 0);
     atomic_store(&k->mode, STEPFAULT_COUNT);
-    if (pod(s, &err) < 0)
+    if (o->run(s, &err) < 0)
         die(err.text);
     unsigned n = atomic_load(&k->count);
     atomic_store(&k->mode, STEPFAULT_OFF);
+    if (recover(s, 0, &err) < 0)
+        die(err.text);
     sleep(1);
     return n;
 }
 
-static unsigned run(struct subject *s, enum stepfault_mode mode, const char *word, uint64_t first)
+static unsigned run(struct subject *s, const struct operation *o, const struct faults *f,
+                    uint64_t first)
 {
     char name[64];
-    unsigned steps = count_steps(s);
-    s->killing = mode == STEPFAULT_KILL;
+    unsigned steps = count_steps(s, o);
     bool full = str_eq(getenv("STEPFAULT_FULL"), "1");
+    unsigned stride = full ? 1 : MAX(steps / f->samples, 1U);
     struct stepfault_case c = {.name = name,
-                               .mode = mode,
+                               .mode = f->mode,
+                               .pair = f->pair,
+                               .pair_stride = f->pair == STEPFAULT_OFF ? 0 : stride,
                                .dirs = watched,
-                               .run = pod,
+                               .run = o->run,
                                .recover = recover,
                                .cancel = cancel,
                                .snapshot = snapshot,
                                .first = (unsigned)first,
-                               .stride = full ? 1 : MAX(steps / SAMPLES, 1U),
+                               .stride = stride,
                                .settle_ms = 10000};
 
-    (void)snprintf(name, sizeof(name), "daemon's pod, %s", word);
+    /* The daemon has died in between. */
+    s->killing = f->mode == STEPFAULT_KILL || f->pair == STEPFAULT_KILL || o->run == restart;
+    (void)snprintf(name, sizeof(name), "daemon's %s, %s", o->word, f->word);
     return stepfault_run(&c, s);
+}
+
+static void print_log(void)
+{
+    _cleanup_free_ char *log = NULL;
+    size_t len;
+
+    if (fs_read(AT_FDCWD, node_log, 16 << 20, &log, &len, NULL) == 0)
+        fprintf(stderr, "%s", log + (len > 6000 ? len - 6000 : 0));
 }
 
 int main(int argc, char **argv)
 {
-    static const struct {
-        const char *word;
-        enum stepfault_mode mode;
-    } modes[] = {{"fail", STEPFAULT_FAIL}, {"cancel", STEPFAULT_CANCEL}, {"kill", STEPFAULT_KILL}};
     static struct subject s = {.mutex = PTHREAD_MUTEX_INITIALIZER};
     unsigned wrong = 0;
     uint64_t first = 1;
@@ -345,17 +424,16 @@ int main(int argc, char **argv)
     world_enter();
     stepfault_mute();
     setup(&s);
-    if (argc > 2 && str_to_u64(argv[2], 100000, &first) < 0)
+    if (argc > 3 && str_to_u64(argv[3], 100000, &first) < 0)
         return 2;
-    for (size_t i = 0; i < ARRAY_SIZE(modes); i++)
-        if (argc < 2 || str_eq(argv[1], modes[i].word))
-            wrong += run(&s, modes[i].mode, modes[i].word, first);
-    if (wrong) {
-        _cleanup_free_ char *log = NULL;
-        size_t len;
-        if (fs_read(AT_FDCWD, node_log, 16 << 20, &log, &len, NULL) == 0)
-            fprintf(stderr, "%s", log + (len > 6000 ? len - 6000 : 0));
-    }
+    for (size_t i = 0; i < ARRAY_SIZE(operations); i++)
+        for (size_t k = 0; k < ARRAY_SIZE(faults); k++)
+            if (str_eq(faults[k].operation, operations[i].word) &&
+                (argc < 2 || str_eq(argv[1], operations[i].word)) &&
+                (argc < 3 || str_eq(argv[2], faults[k].word)))
+                wrong += run(&s, &operations[i], &faults[k], first);
+    if (wrong)
+        print_log();
     kill(s.keeper, SIGKILL);
     return wrong ? 1 : 0;
 }

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Step faults of the local provider: create and delete, each outside step of them failing,
- * cancelled and killed, in the provider, its helper and the VM's PID 1 alike.
+ * cancelled and killed, in the provider, its helper and the VM's PID 1 alike; and pairs, a second
+ * fault while the first is cleaned up after. Sampled; STEPFAULT_FULL=1 tries all.
  *
- * usage: local_step_faults [create|delete [fail|kill|cancel [FIRST]]]
+ * usage: local_step_faults [create|delete [fail|kill|cancel|MODE+fail|MODE+kill [FIRST]]]
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -21,6 +22,8 @@
 
 #define TOKEN "0123456789abcdef0123456789abcdef"
 #define SANDBOX "sandbox-1"
+#define STRIDE 5
+#define PAIR_STRIDE 83
 
 static char registry[PATH_MAX], guest[PATH_MAX];
 static const char *const watched[] = {registry, NULL};
@@ -77,20 +80,25 @@ static int delete (void *arg, struct err *err)
     return s->p->type->delete (s->p, s->job, &s->instance, err);
 }
 
+/* Looks by tag, as a new process does, who knows no more; -ENOENT: there is none. */
+static int look(struct subject *s, struct err *err)
+{
+    struct err e = ERR_INIT;
+    int r = s->p->type->find(s->p, s->job, SANDBOX, &s->instance, &e);
+
+    return r < 0 && r != -ENOENT ? err_set(err, r, "%s", e.text) : r;
+}
+
 /* What the daemon does about a create: deletes what it was told of; after a crash it looks by tag,
  * and sends the same request again when it finds nothing. */
 static int recover_create(void *arg, int result, struct err *err)
 {
     struct subject *s = arg;
 
-    prepare(s, NULL);
     if (result == -EOWNERDEAD) {
-        struct err e = ERR_INIT;
-        int r = s->p->type->find(s->p, s->job, SANDBOX, &s->instance, &e);
+        int r = look(s, err);
         if (r == -ENOENT)
             r = create(s, err);
-        else if (r < 0)
-            (void)err_set(err, r, "%s", e.text);
         if (r < 0)
             return r;
     }
@@ -98,12 +106,14 @@ static int recover_create(void *arg, int result, struct err *err)
 }
 
 /* A delete that failed is repeated; then the next round's instance is made. */
-static int recover_delete(void *arg, _unused_ int result, struct err *err)
+static int recover_delete(void *arg, int result, struct err *err)
 {
-    prepare(arg, NULL);
-    int r = delete (arg, err);
+    struct subject *s = arg;
+    int r = result == -EOWNERDEAD ? look(s, err) : 0;
 
-    return r < 0 ? r : create(arg, err);
+    if (r == 0)
+        r = delete (s, err);
+    return r < 0 && r != -ENOENT ? r : create(s, err);
 }
 
 /* ---- set-up ---- */
@@ -160,24 +170,42 @@ static void setup(struct subject *s)
         die(err.text);
 }
 
-static unsigned run(struct subject *s, bool creating, enum stepfault_mode mode, const char *word,
-                    uint64_t first)
+static const struct faults {
+    const char *word;
+    enum stepfault_mode mode, pair;
+} faults[] = {
+    {"fail", STEPFAULT_FAIL, STEPFAULT_OFF},
+    {"cancel", STEPFAULT_CANCEL, STEPFAULT_OFF},
+    {"kill", STEPFAULT_KILL, STEPFAULT_OFF},
+    {"fail+fail", STEPFAULT_FAIL, STEPFAULT_FAIL},
+    {"fail+kill", STEPFAULT_FAIL, STEPFAULT_KILL},
+    {"kill+fail", STEPFAULT_KILL, STEPFAULT_FAIL},
+    {"kill+kill", STEPFAULT_KILL, STEPFAULT_KILL},
+    {"cancel+fail", STEPFAULT_CANCEL, STEPFAULT_FAIL},
+};
+
+static unsigned run(struct subject *s, bool creating, const struct faults *f, uint64_t first)
 {
+    bool full = str_eq(getenv("STEPFAULT_FULL"), "1"), pairs = f->pair != STEPFAULT_OFF;
     char name[64];
     struct err err = ERR_INIT;
     struct stepfault_case c = {.name = name,
-                               .mode = mode,
+                               .mode = f->mode,
+                               .pair = f->pair,
+                               .pair_stride = pairs ? (full ? 1 : PAIR_STRIDE) : 0,
                                .dirs = watched,
                                .prepare = prepare,
                                .run = creating ? create : delete,
                                .recover = creating ? recover_create : recover_delete,
                                .cancel = cancel,
-                               .fork_run = mode == STEPFAULT_KILL,
+                               .fork_run = f->mode == STEPFAULT_KILL || f->pair == STEPFAULT_KILL,
                                .first = (unsigned)first,
-                               .stride = str_eq(getenv("STEPFAULT_FULL"), "1") ? 1 : 5};
+                               .stride = full    ? 1
+                                         : pairs ? PAIR_STRIDE
+                                                 : STRIDE};
 
     prepare(s, NULL);
-    (void)snprintf(name, sizeof(name), "local %s, %s", creating ? "create" : "delete", word);
+    (void)snprintf(name, sizeof(name), "local %s, %s", creating ? "create" : "delete", f->word);
     if (create(s, &err) < 0 || (creating && delete (s, &err) < 0))
         die(err.text);
     unsigned wrong = stepfault_run(&c, s);
@@ -188,10 +216,6 @@ static unsigned run(struct subject *s, bool creating, enum stepfault_mode mode, 
 
 int main(int argc, char **argv)
 {
-    static const struct {
-        const char *word;
-        enum stepfault_mode mode;
-    } modes[] = {{"fail", STEPFAULT_FAIL}, {"cancel", STEPFAULT_CANCEL}, {"kill", STEPFAULT_KILL}};
     static struct subject s = {.mutex = PTHREAD_MUTEX_INITIALIZER};
     unsigned wrong = 0;
     uint64_t first = 1;
@@ -201,10 +225,10 @@ int main(int argc, char **argv)
     if (argc > 3 && str_to_u64(argv[3], 100000, &first) < 0)
         return 2;
     for (int creating = 1; creating >= 0; creating--)
-        for (size_t i = 0; i < ARRAY_SIZE(modes); i++)
+        for (size_t i = 0; i < ARRAY_SIZE(faults); i++)
             if ((argc < 2 || str_eq(argv[1], creating ? "create" : "delete")) &&
-                (argc < 3 || str_eq(argv[2], modes[i].word)))
-                wrong += run(&s, creating, modes[i].mode, modes[i].word, first);
+                (argc < 3 || str_eq(argv[2], faults[i].word)))
+                wrong += run(&s, creating, &faults[i], first);
     job_free_inline(s.job);
     s.p->type->close(s.p);
     opt_done(s.sets);

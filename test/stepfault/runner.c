@@ -45,10 +45,12 @@ struct stepfault_control *stepfault_share(const char *path)
 }
 
 /* Before the watcher starts: the last round's `hit` is not this one's. */
-static void aim(unsigned n)
+static void aim(const struct stepfault_case *c, unsigned n, unsigned second)
 {
     struct stepfault_control *k = stepfault_control();
 
+    atomic_store(&k->second, second);
+    atomic_store(&k->second_mode, (unsigned)c->pair);
     atomic_store(&k->count, 0);
     atomic_store(&k->hit, 0);
     atomic_store(&k->resume, 0);
@@ -56,17 +58,25 @@ static void aim(unsigned n)
     k->step[0] = '\0';
 }
 
-static void arm(const struct stepfault_case *c)
+static void arm(unsigned mode)
 {
-    atomic_store(&stepfault_control()->mode, (unsigned)c->mode);
+    atomic_store(&stepfault_control()->mode, mode);
 }
 
-static void disarm(void)
+/* Returns what is left: of a pair the second fault may be still to come. */
+static unsigned disarm(void)
 {
-    atomic_store(&stepfault_control()->mode, STEPFAULT_OFF);
+    return atomic_exchange(&stepfault_control()->mode, STEPFAULT_OFF);
 }
 
-static int run_forked(const struct stepfault_case *c, void *arg)
+/* The operation, or what its caller does about `result`. */
+static int act(const struct stepfault_case *c, void *arg, const int *result, struct err *err)
+{
+    return result ? c->recover(arg, *result, err) : c->run(arg, err);
+}
+
+/* In a child, and armed there: making it is no step of the operation's. */
+static int act_in_child(const struct stepfault_case *c, void *arg, const int *result, unsigned mode)
 {
     int status = 0;
     pid_t pid = fork();
@@ -75,14 +85,11 @@ static int run_forked(const struct stepfault_case *c, void *arg)
         return -errno;
     if (pid == 0) {
         struct err err = ERR_INIT;
-        arm(c);
-        int r = c->run(arg, &err);
-        disarm();
-        _exit(r < 0 ? 1 : 0);
+        arm(mode);
+        _exit(act(c, arg, result, &err) < 0 ? 1 : 0);
     }
     while (waitpid(pid, &status, 0) < 0 && errno == EINTR)
         continue;
-    disarm();
     if (WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL)
         return -EOWNERDEAD;
     return WIFEXITED(status) && WEXITSTATUS(status) == 0 ? 0 : -EIO;
@@ -112,23 +119,44 @@ static void *watch(void *arg)
     return NULL;
 }
 
-static int run_once(const struct stepfault_case *c, void *arg, unsigned n, struct err *err)
+/* Returns also what is left of the faults: of a pair the second may be still to come. */
+static int run_once(const struct stepfault_case *c, void *arg, unsigned *ret_left, struct err *err)
 {
-    int r;
-
-    aim(n);
-    if (c->fork_run)
-        return run_forked(c, arg);
     struct watcher w = {.c = c, .arg = arg};
     bool watching =
         c->mode == STEPFAULT_CANCEL && c->cancel && pthread_create(&w.thread, NULL, watch, &w) == 0;
-    arm(c);
-    r = c->run(arg, err);
-    disarm();
+    int r;
+
+    if (c->fork_run) {
+        r = act_in_child(c, arg, NULL, c->mode);
+    } else {
+        arm(c->mode);
+        r = act(c, arg, NULL, err);
+    }
+    *ret_left = disarm();
     atomic_store(&w.stop, true);
     if (watching)
         pthread_join(w.thread, NULL);
     return r;
+}
+
+/* The clean-up behind a pair's first fault, in which the second strikes: how it fares is nobody's
+ * business. The one behind it is a successor's, who knows nothing: as after a death. */
+static int recover_pair(const struct stepfault_case *c, void *arg, int result, unsigned left,
+                        struct err *err)
+{
+    struct err ignored = ERR_INIT;
+
+    if (c->prepare && c->prepare(arg, err) < 0)
+        return err->code;
+    if (c->fork_run) {
+        (void)act_in_child(c, arg, &result, left);
+    } else {
+        arm(left);
+        (void)act(c, arg, &result, &ignored);
+    }
+    (void)disarm();
+    return c->prepare ? c->prepare(arg, err) : 0;
 }
 
 static char *snapshot(const struct stepfault_case *c, void *arg)
@@ -150,11 +178,14 @@ static unsigned compare(const struct stepfault_case *c, void *arg, const char *b
     }
 }
 
-/* One n. Returns whether something was wrong. *known: the world as it is, owned; NULL: look. */
-static bool one(const struct stepfault_case *c, void *arg, unsigned n, char **known, bool *ret_hit)
+/* One n, or one pair. Returns whether something was wrong. *known: the world as it is, owned; NULL:
+ * look. *ret_hits: how many faults struck. */
+static bool one(const struct stepfault_case *c, void *arg, unsigned n, unsigned second,
+                char **known, unsigned *ret_hits)
 {
     struct err err = ERR_INIT, recover_err = ERR_INIT;
     int64_t began = clock_mono_ms();
+    unsigned left;
     bool wrong = false;
 
     if (c->prepare && c->prepare(arg, &err) < 0) {
@@ -162,28 +193,50 @@ static bool one(const struct stepfault_case *c, void *arg, unsigned n, char **kn
         return true;
     }
     _cleanup_free_ char *before = *known ? TAKE_PTR(*known) : snapshot(c, arg);
-    int r = run_once(c, arg, n, &err);
+    aim(c, n, second);
+    int r = run_once(c, arg, &left, &err), q = 0;
     struct stepfault_control *k = stepfault_control();
-    *ret_hit = atomic_load(&k->hit);
-    int q = c->recover(arg, r, &recover_err);
+    if (second > 0 && atomic_load(&k->hit) > 0) {
+        q = recover_pair(c, arg, r, left, &recover_err);
+        r = -EOWNERDEAD;
+    } else if (c->prepare) {
+        q = c->prepare(arg, &recover_err);
+    }
+    *ret_hits = atomic_load(&k->hit);
+    q = q < 0 ? q : c->recover(arg, r, &recover_err);
     if (q < 0) {
         fprintf(stderr, "%s: recovering: %s\n", c->name, err_text(&recover_err));
         wrong = true;
     }
     if (compare(c, arg, before) > 0)
         wrong = true;
-    if (!*ret_hit && r < 0) {
+    if (*ret_hits == 0 && r < 0) {
         fprintf(stderr, "%s: failed without a fault\n", c->name);
         wrong = true;
     }
     if (getenv("STEPFAULT_VERBOSE"))
-        fprintf(stderr, "%s: step %u %s: %d, %lld ms\n", c->name, n, k->step, r,
+        fprintf(stderr, "%s: step %u+%u %s: %d, %lld ms\n", c->name, n, second, k->step, r,
                 (long long)(clock_mono_ms() - began));
     if (wrong)
-        fprintf(stderr, "%s: WRONG after step %u (%s) was %s; the operation said %d: %s\n", c->name,
-                n, k->step, mode_names[c->mode], r, err_text(&err));
+        fprintf(stderr, "%s: WRONG after step %u+%u (%s) was %s; the operation said %d: %s\n",
+                c->name, n, second, k->step, mode_names[c->mode], r, err_text(&err));
     else if (!c->prepare)
         *known = TAKE_PTR(before); /* the next round begins with it */
+    return wrong;
+}
+
+/* The second faults behind step n: until one is not reached. */
+static unsigned pairs(const struct stepfault_case *c, void *arg, unsigned n, char **known,
+                      unsigned *ret_tried, bool *ret_hit)
+{
+    unsigned wrong = 0, hits = 2;
+
+    *ret_hit = false;
+    for (unsigned second = 1; hits == 2; second += c->pair_stride) {
+        wrong += one(c, arg, n, second, known, &hits);
+        *ret_hit = *ret_hit || hits > 0;
+        *ret_tried += hits == 2;
+    }
     return wrong;
 }
 
@@ -194,16 +247,23 @@ unsigned stepfault_run(const struct stepfault_case *c, void *arg)
     _cleanup_free_ char *known = NULL;
 
     for (n = MAX(c->first, 1U); n <= max && missed < 2; n += stride) {
+        unsigned hits = 0;
         bool hit = false;
-        wrong += one(c, arg, n, &known, &hit);
+        if (c->pair_stride > 0) {
+            wrong += pairs(c, arg, n, &known, &tried, &hit);
+        } else {
+            wrong += one(c, arg, n, 0, &known, &hits);
+            hit = hits > 0;
+            tried += hit;
+        }
         missed = hit ? 0 : missed + 1;
-        tried += hit;
     }
     if (missed < 2) {
         fprintf(stderr, "%s: still not through after %u steps\n", c->name, max);
         wrong++;
     }
-    fprintf(stderr, "%s: %u of about %u steps %s, %u wrong\n", c->name, tried,
-            n > 2 * stride ? n - 2 * stride : 0, mode_names[c->mode], wrong);
+    fprintf(stderr, "%s: %u %s of about %u steps %s, %u wrong\n", c->name, tried,
+            c->pair_stride > 0 ? "pairs" : "steps", n > 2 * stride ? n - 2 * stride : 0,
+            mode_names[c->mode], wrong);
     return wrong;
 }

@@ -117,7 +117,12 @@ static bool step(const char *name, bool can_fail)
     if (mode == STEPFAULT_COUNT || n != atomic_load(&c->target))
         return false;
     (void)snprintf(c->step, sizeof(c->step), "%s in %s", name, program_invocation_short_name);
-    atomic_store(&c->hit, 1);
+    unsigned second = atomic_exchange(&c->second, 0);
+    if (second > 0) {
+        atomic_store(&c->target, n + second);
+        atomic_store(&c->mode, atomic_load(&c->second_mode));
+    }
+    atomic_fetch_add(&c->hit, 1);
     if (mode == STEPFAULT_KILL) {
         syscall(SYS_kill, getpid(), SIGKILL);
         _exit(137); /* PID 1 of a namespace cannot kill itself */

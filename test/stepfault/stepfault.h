@@ -25,9 +25,10 @@ enum stepfault_mode {
 
 struct stepfault_control {
     atomic_uint mode, target, count;
-    atomic_uint hit;    /* the step was reached */
-    atomic_uint resume; /* cancel: the runner has cancelled, go on */
-    char step[64];      /* its name, and the process it was in */
+    atomic_uint second, second_mode; /* so many steps behind the target the next fault; 0: none */
+    atomic_uint hit;                 /* faults that have struck */
+    atomic_uint resume;              /* cancel: the runner has cancelled, go on */
+    char step[64];                   /* its name, and the process it was in */
 };
 
 /* ---- in the program under test (linked by the replaced calls; no need to call it) ---- */
@@ -48,7 +49,8 @@ struct stepfault_case {
     const char *name;
     enum stepfault_mode mode;
     const char *const *dirs; /* files that belong to the world; NULL-terminated */
-    /* Puts the world into the state in which run begins; before the snapshot. May be NULL. */
+    /* Puts the world into the state in which run begins, before the snapshot, and in which recover
+     * does, before its steps count. May be NULL. */
     int (*prepare)(void *arg, struct err *err);
     /* The operation under fault. In mode KILL it runs in a forked child if fork_run is set. */
     int (*run)(void *arg, struct err *err);
@@ -58,6 +60,11 @@ struct stepfault_case {
     /* Mode CANCEL: cancels the operation, on a thread of the runner's, while the step waits. */
     void (*cancel)(void *arg);
     bool fork_run;
+    /* Pairs: behind each n a second fault, FAIL or KILL, 1, 1 + pair_stride, ... steps later, while
+     * the operation undoes itself or recover runs (in a child too where fork_run is set); then
+     * recover once more, without faults, as after a death. pair_stride 0: single faults. */
+    enum stepfault_mode pair;
+    unsigned pair_stride;
     unsigned stride;   /* 0 and 1: every n; else n = 1, 1 + stride, ... */
     unsigned first;    /* 0 and 1: from the first */
     unsigned max;      /* gives up (as a failure) beyond this many steps; 0: 20000 */
