@@ -2,12 +2,14 @@
 /*
  * HTTP for jobs, on libcurl.
  *
- * Model: a job that speaks HTTP has one *session*, an easy and a multi handle with its kept
- * connections, checked out of a pool with its first request and given back when the job's thread
- * ends (job_attach). All the job's requests go through it, so that polling a cloud reuses the
- * connection, and the next job finds it warm; at any time one thread has it, as libcurl shares no
- * connections across threads. What has been idle for long is closed at the next use of the pool. A
- * request is one turn of configure, drive, collect.
+ * Model: a job that speaks HTTP has one *session*, a multi handle with its kept connections, checked
+ * out of a pool with its first request and given back when the job's thread ends (job_attach). All
+ * the job's requests go through it, so that polling a cloud reuses the connection, and the next job
+ * finds it warm; at any time one thread has it, as libcurl shares no connections across threads.
+ * What has been idle for long is closed at the next use of the pool. A request is one turn of
+ * configure, drive, collect, on an easy handle of its own: one that is used again is not safe from a
+ * reply whose first header begins with a blank (libcurl 7.88 goes on in a freed header of the reply
+ * before).
  *
  * Waiting is curl_multi_poll with the job's cancel descriptor beside curl's own, so that a cancel
  * takes effect at once; time is bounded by the smaller of the request's limit and the job's
@@ -58,7 +60,6 @@
 #define SESSION_CONNECTIONS_MAX 4L
 
 struct session {
-    CURL *easy;
     CURLM *multi;
     struct session *next; /* pool_lock */
     int64_t idle_ms;      /* pool_lock: since when */
@@ -71,6 +72,7 @@ static struct session *pool; /* pool_lock: idle ones, the latest first */
 struct exchange {
     const struct http_request *request;
     struct session *session;
+    CURL *easy;
     struct curl_slist *headers;
     struct buf body;
     struct buf reply_headers; /* "name: value" lines, each ending in NUL */
@@ -89,7 +91,6 @@ static void curl_init(void)
 
 static void session_free(struct session *s)
 {
-    curl_easy_cleanup(s->easy);
     curl_multi_cleanup(s->multi);
     free(s);
 }
@@ -165,11 +166,9 @@ static struct session *session_get(struct job *job)
     s = pool_take();
     if (!s) {
         s = xcalloc(1, sizeof(*s));
-        s->easy = curl_easy_init();
         s->multi = curl_multi_init();
-        if (!s->easy || !s->multi ||
-            curl_multi_setopt(s->multi, CURLMOPT_MAXCONNECTS, SESSION_CONNECTIONS_MAX) !=
-                CURLM_OK) {
+        if (!s->multi || curl_multi_setopt(s->multi, CURLMOPT_MAXCONNECTS,
+                                           SESSION_CONNECTIONS_MAX) != CURLM_OK) {
             session_free(s);
             return NULL;
         }
@@ -180,6 +179,7 @@ static struct session *session_get(struct job *job)
 
 static void exchange_done(struct exchange *x)
 {
+    curl_easy_cleanup(x->easy);
     curl_slist_free_all(x->headers);
     buf_done(&x->body);
     buf_done(&x->reply_headers);
@@ -393,10 +393,9 @@ static int set_surroundings(CURL *easy, const struct http_request *r, struct err
 static int exchange_configure(struct exchange *x, const struct job *job, struct err *err)
 {
     const struct http_request *r = x->request;
-    CURL *easy = x->session->easy;
+    CURL *easy = x->easy;
     int ret;
 
-    curl_easy_reset(easy);
     if (strpbrk(r->url, "\r\n \t"))
         return err_set(err, -EINVAL, "the URL holds white space");
     SET(CURLOPT_URL, r->url);
@@ -457,7 +456,7 @@ static int errno_of(const struct exchange *x, CURLcode code)
     case CURLE_COULDNT_RESOLVE_PROXY:
         return -EHOSTUNREACH;
     case CURLE_COULDNT_CONNECT:
-        return errno_of_connect(x->session->easy);
+        return errno_of_connect(x->easy);
     case CURLE_GOT_NOTHING:
     case CURLE_PARTIAL_FILE:
     case CURLE_SEND_ERROR:
@@ -514,7 +513,7 @@ static char **collect_headers(const struct buf *lines)
 
 static void exchange_collect(struct exchange *x, struct http_response *ret)
 {
-    curl_easy_getinfo(x->session->easy, CURLINFO_RESPONSE_CODE, &ret->status);
+    curl_easy_getinfo(x->easy, CURLINFO_RESPONSE_CODE, &ret->status);
     ret->body_len = x->body.len;
     ret->body = buf_steal(&x->body);
     ret->headers = collect_headers(&x->reply_headers);
@@ -525,7 +524,7 @@ static bool exchange_sent(const struct exchange *x)
 {
     long bytes = 0;
 
-    curl_easy_getinfo(x->session->easy, CURLINFO_REQUEST_SIZE, &bytes);
+    curl_easy_getinfo(x->easy, CURLINFO_REQUEST_SIZE, &bytes);
     return bytes > 0;
 }
 
@@ -538,22 +537,21 @@ static int exchange_run(struct exchange *x, struct job *job, struct http_respons
     if (r < 0)
         return err_set(err, r, "%s", r == -ECANCELED ? "cancelled" : "no time left");
     x->session = session_get(job);
-    if (!x->session)
+    x->easy = curl_easy_init();
+    if (!x->session || !x->easy)
         return err_set(err, -ENOMEM, "libcurl cannot be set up");
     r = exchange_configure(x, job, err);
     if (r < 0)
         return r;
-    if (curl_multi_add_handle(x->session->multi, x->session->easy) != CURLM_OK)
+    if (curl_multi_add_handle(x->session->multi, x->easy) != CURLM_OK)
         return err_set(err, -EIO, "libcurl refuses the request");
     r = exchange_drive(x, job, &code, err);
-    curl_multi_remove_handle(x->session->multi, x->session->easy);
+    curl_multi_remove_handle(x->session->multi, x->easy);
     ret->sent = exchange_sent(x);
     if (r == 0)
         r = exchange_verdict(x, job, code, err);
     if (r == 0)
         exchange_collect(x, ret);
-    /* What it points to ends with this call. */
-    curl_easy_reset(x->session->easy);
     return r;
 }
 
