@@ -488,15 +488,26 @@ int sandbox_check_format(struct adaptor *a, const char *name, struct err *err)
     return r == -EPROTONOSUPPORT ? err_set(err, r, "sandbox %s: %s", name, local.text) : 0;
 }
 
+/* The machine's, not the record's: to go on would be to forget a pod whose VM runs. The start
+ * fails, and the keeper's next one finds it better or says the same. */
+static bool is_trouble(int r)
+{
+    return r == -ENOMEM || r == -EMFILE || r == -ENFILE || r == -EIO || r == -EINTR;
+}
+
 int sandbox_recover(struct adaptor *a, const char *name, struct err *err)
 {
     struct err local = ERR_INIT;
     struct record record;
     _cleanup_close_ int dir =
         openat(a->pods_fd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    if (dir < 0 && is_trouble(-errno))
+        return err_errno(err, -errno, "opening %s/%s", a->pods_dir, name);
     if (dir < 0)
         return 0; /* not a directory: not ours */
     int r = record_read(dir, &record, &local);
+    if (is_trouble(r))
+        return err_set(err, r, "sandbox %s: %s", name, err_text(&local));
     if (r == -ENOENT && is_unfinished(dir)) {
         log_entry(LOG_LEVEL_INFO, name, "recover",
                   "a CreateVM or a removal that did not end: removed");

@@ -24,7 +24,7 @@
 
 #define VNI 555000U
 #define STRIDE 4
-#define PAIR_STRIDE 41
+#define PAIR_STRIDE 61
 
 static char pod[PATH_MAX], podns[PATH_MAX];
 static const char *const nothing[] = {NULL};

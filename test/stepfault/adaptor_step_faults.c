@@ -233,6 +233,8 @@ static void start_node(struct subject *s)
     (void)str_format(program, sizeof(program), "%s/stepfault/cloud-api-adaptor", bin);
     (void)str_format(keeper, sizeof(keeper), "%s/peerpod-keeper", bin);
     const char *const argv[] = {"peerpod-keeper",
+                                "-restart-max",
+                                "100ms",
                                 "--",
                                 program,
                                 "local",
@@ -352,12 +354,12 @@ static const struct faults {
     {"cancel", "pod", STEPFAULT_CANCEL, STEPFAULT_OFF, 10},
     {"kill", "pod", STEPFAULT_KILL, STEPFAULT_OFF, 10},
     {"fail+fail", "pod", STEPFAULT_FAIL, STEPFAULT_FAIL, 3},
-    {"fail+kill", "pod", STEPFAULT_FAIL, STEPFAULT_KILL, 3},
-    {"cancel+fail", "pod", STEPFAULT_CANCEL, STEPFAULT_FAIL, 3},
+    {"fail+kill", "pod", STEPFAULT_FAIL, STEPFAULT_KILL, 2},
+    {"cancel+fail", "pod", STEPFAULT_CANCEL, STEPFAULT_FAIL, 2},
     {"kill+fail", "pod", STEPFAULT_KILL, STEPFAULT_FAIL, 3},
-    {"kill+kill", "pod", STEPFAULT_KILL, STEPFAULT_KILL, 3},
-    {"fail", "restart", STEPFAULT_FAIL, STEPFAULT_OFF, 6},
-    {"kill", "restart", STEPFAULT_KILL, STEPFAULT_OFF, 6},
+    {"kill+kill", "pod", STEPFAULT_KILL, STEPFAULT_KILL, 2},
+    {"fail", "restart", STEPFAULT_FAIL, STEPFAULT_OFF, 5},
+    {"kill", "restart", STEPFAULT_KILL, STEPFAULT_OFF, 5},
     {"fail", "control", STEPFAULT_FAIL, STEPFAULT_OFF, 20},
     {"kill", "control", STEPFAULT_KILL, STEPFAULT_OFF, 4},
 };
