@@ -18,6 +18,7 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <sys/mman.h>
+#include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
@@ -387,5 +388,8 @@ static int keeper_world_main(int argc, char **argv)
     keeper_path = argv[1];
     preload = argc > 2 ? argv[2] : NULL;
     self_path = real;
+    /* A /run of our own, as root: killed keepers leave their folders there. */
+    if (unshare(CLONE_NEWNS) == 0 && mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) == 0)
+        mount("tmpfs", "/run", "tmpfs", 0, NULL);
     return readlink("/proc/self/exe", real, sizeof(real) - 1) < 0 ? 1 : -1;
 }
