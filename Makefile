@@ -16,7 +16,7 @@ JOBS ?= 2
 export JOBS
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build release demo test kill-loop bench-tunnel bench-scale bench-network blackout storm takeover fuzz fuzz-coverage lint tidy format coverage man install clean
+.PHONY: help setup build release demo test kill-loop bench-tunnel bench-scale bench-network blackout storm takeover throttled fuzz fuzz-coverage lint tidy format coverage man install clean
 
 help: ## list the targets (this text)
 	@echo "usage: make TARGET [VARIABLE=value]"; echo
@@ -77,6 +77,12 @@ takeover: ## an older version and this one take over from each other with PODS=1
 	@scripts/build dev takeover >&2
 	@test/takeover/older.sh build/older >&2
 	@build/bin/takeover --pods $(PODS) --older build/older --log build/takeover.log
+
+throttled: ## 50 pods on a node that AWS's double lets make one call per second (root, minutes)
+	@scripts/setup >&2
+	@scripts/build dev >&2
+	@THROTTLE_RATE=1 THROTTLE_PODS=50 PEERPOD_PROVIDER=aws PEERPOD_BIN=build/bin PEERPOD_SOURCE=. \
+		test/pytest_run.py --isolated test/chain/aws_throttled_test.py -s
 
 fuzz: ## libFuzzer on every target (FUZZ_TIME=60 seconds each); the last line is JSON
 	@scripts/setup >&2

@@ -46,6 +46,10 @@ static void fill_status(struct sandbox *sb, Peerpod__SandboxStatus *s)
     s->instance_type = sb->record.spec.type;
     s->shim_connections = shimconn_count(sb);
     s->reconnects = stats.redials;
+    sb->waits_for[0] = '\0';
+    if (sb->job)
+        job_words(sb->job, sb->waits_for);
+    s->waits_for = sb->waits_for;
 }
 
 static void status(struct rpc_call *call, void *owner)

@@ -47,10 +47,11 @@ struct sandbox {
     uv_timer_t timer; /* CREATED: grace; STARTING: deadline; RUNNING: shim gone; DELETING: retry */
     uv_timer_t watch; /* STARTING; RUNNING with the tunnel down */
     int64_t tunnel_down_ms;
-    bool netns_seen;       /* by this process */
-    int64_t netns_gone_ms; /* since when; 0: it is there, or nobody knows */
-    unsigned handles;      /* that are not closed yet */
-    const char *step;      /* of STARTING, for people: "waiting for the forwarder" */
+    bool netns_seen;               /* by this process */
+    int64_t netns_gone_ms;         /* since when; 0: it is there, or nobody knows */
+    unsigned handles;              /* that are not closed yet */
+    char waits_for[JOB_WORDS_MAX]; /* of the job, as control.c last asked it */
+    const char *step;              /* of STARTING, for people: "waiting for the forwarder" */
     struct start_clock start_clock;
     unsigned delete_tries;
     int64_t start_began_ms, start_deadline_ms; /* monotonic */

@@ -114,6 +114,7 @@ static void create_run(struct job *job, void *arg)
         .external_network = j->external_network,
     };
     struct instance made = {0};
+    job_about(job, j->instance.sandbox);
     if (j->look_first)
         j->result = j->provider->type->find(j->provider, job, j->instance.sandbox, &made, &j->err);
     /* What is found without an address may be half made: the same token makes the rest of it. */
@@ -135,6 +136,7 @@ static void create_run(struct job *job, void *arg)
 static void wait_run(struct job *job, void *arg)
 {
     struct vm_job *j = arg;
+    job_about(job, j->instance.sandbox);
     j->result = j->provider->type->wait_addresses(j->provider, job, &j->instance, &j->err);
     if (j->result == 0 && j->instance.n_addresses == 0)
         j->result = err_set(&j->err, -EADDRNOTAVAIL, "the provider reports no address");

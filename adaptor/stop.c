@@ -50,6 +50,7 @@ static void delete_run(struct job *job, void *arg)
     struct delete_job *j = arg;
     struct err network = ERR_INIT;
     int r = 0;
+    job_about(job, j->instance.sandbox);
     if (j->vxlan_id)
         r = podnet_teardown(j->netns, j->pod_interface, j->vxlan_id, &network);
     j->result = delete_instance(job, j);

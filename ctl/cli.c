@@ -17,8 +17,14 @@ static void show_help(const struct opt_set *sets, const char *synopsis, const ch
 int ctl_parse(struct opt_set *sets, char *const *argv, const char *synopsis, const char *about,
               const bool *help, char ***ret_rest, int *ret_exit)
 {
+    return ctl_parse_file(sets, argv, NULL, synopsis, about, help, ret_rest, ret_exit);
+}
+
+int ctl_parse_file(struct opt_set *sets, char *const *argv, const char *file, const char *synopsis,
+                   const char *about, const bool *help, char ***ret_rest, int *ret_exit)
+{
     struct err err = ERR_INIT;
-    int r = opt_parse(sets, argv, NULL, ret_rest, &err);
+    int r = opt_parse(sets, argv, file, ret_rest, &err);
 
     if (r < 0) {
         fprintf(stderr, "peerpodctl: %s\nusage: peerpodctl %s\n", err_text(&err), synopsis);

@@ -19,8 +19,12 @@ int ctl_inspect(char *const *argv);
 int ctl_logs(char *const *argv);
 int ctl_orphans(char *const *argv);
 int ctl_run(char *const *argv);
+int ctl_verify(char *const *argv);
 
 /* Parses `sets`; handles -help. Returns 0 to go on, else *ret_exit holds the exit status. synopsis:
  * "status [-o json]"; about: what stands below it in the help. */
 int ctl_parse(struct opt_set *sets, char *const *argv, const char *synopsis, const char *about,
               const bool *help, char ***ret_rest, int *ret_exit);
+/* With a config file below flags and environment; NULL: none. */
+int ctl_parse_file(struct opt_set *sets, char *const *argv, const char *file, const char *synopsis,
+                   const char *about, const bool *help, char ***ret_rest, int *ret_exit);

@@ -14,6 +14,7 @@ static const struct {
     {"inspect", ctl_inspect, "show one sandbox and its record"},
     {"orphans", ctl_orphans, "list or delete instances that belong to no sandbox"},
     {"run", ctl_run, "run one pod with one container, as the kata shim would"},
+    {"verify", ctl_verify, "check a provider's configuration, permissions and network"},
     {"logs", ctl_logs, "reserved: the log of a pod VM's guest programs"},
 };
 

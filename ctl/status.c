@@ -85,6 +85,7 @@ static const struct key sandbox_keys[] = {
     SANDBOX(generation, U64),
     SANDBOX(netns, TEXT),
     SANDBOX(agent_socket, TEXT),
+    SANDBOX(waits_for, TEXT),
     SANDBOX(last_error, TEXT),
 };
 
@@ -312,13 +313,15 @@ static void table_show(struct json_object *list)
     }
     for (size_t k = 0; k < COLUMNS; k++)
         printf("%-*s  ", (int)width[k], titles[k]);
-    puts("LAST ERROR");
+    puts("WAITS FOR, LAST ERROR");
     for (size_t i = 0; i < n; i++) {
         char error[CELL_MAX];
 
         for (size_t k = 0; k < COLUMNS; k++)
             printf("%-*s  ", (int)width[k], rows[i][k]);
-        cell_copy(error, text_of(json_object_array_get_idx(list, i), "last_error"));
+        struct json_object *o = json_object_array_get_idx(list, i);
+        const char *waits = text_of(o, "waits_for");
+        cell_copy(error, !str_eq(waits, "-") ? waits : text_of(o, "last_error"));
         puts(error);
     }
 }

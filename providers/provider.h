@@ -68,6 +68,14 @@ struct instance {
     char boot[40]; /* from TAG_BOOT */
 };
 
+/* What `peerpodctl verify` shows, one after the other. */
+enum finding {
+    FINDING_OK,
+    FINDING_NOTE, /* worth knowing; pods start all the same */
+    FINDING_BAD,  /* pods will not start */
+};
+typedef void provider_finding_fn(enum finding kind, const char *what, const char *text, void *arg);
+
 struct provider; /* a provider's private state begins with this */
 
 struct provider_type {
@@ -85,6 +93,9 @@ struct provider_type {
     void (*close)(struct provider *p);
     /* Can we work with this configuration (credentials, images, networks)? */
     int (*verify)(struct provider *p, struct job *job, struct err *err);
+    /* Everything about it that can be known without making anything; negative when something is bad.
+     * NULL: verify is all there is. */
+    int (*diagnose)(struct provider *p, struct job *job, provider_finding_fn *fn, void *arg);
     int (*create)(struct provider *p, struct job *job, const struct instance_request *request,
                   struct instance *ret, struct err *err);
     /* By TAG_SANDBOX; -ENOENT when there is none (err set). */

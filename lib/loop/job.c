@@ -581,8 +581,25 @@ void job_say(struct job *job, const char *fmt, ...)
     pthread_mutex_unlock(&words_lock);
 }
 
+static bool job_queued(struct job *job)
+{
+    struct job_pool *pool = job->pool;
+
+    if (!pool)
+        return false;
+    pthread_mutex_lock(&pool->lock);
+    bool queued = job->state == STATE_QUEUED;
+    pthread_mutex_unlock(&pool->lock);
+    return queued;
+}
+
 void job_words(struct job *job, char ret[JOB_WORDS_MAX])
 {
+    if (job_queued(job)) {
+        snprintf(ret, JOB_WORDS_MAX, "its turn: %u of its kind are under way, the most at once",
+                 job->pool->limits[job->class]);
+        return;
+    }
     pthread_mutex_lock(&words_lock);
     memcpy(ret, job->words, JOB_WORDS_MAX);
     pthread_mutex_unlock(&words_lock);

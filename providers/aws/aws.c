@@ -220,12 +220,6 @@ static int aws_wait_addresses(struct provider *p, struct job *job, struct instan
     return 0;
 }
 
-static int aws_verify(_unused_ struct provider *p, _unused_ struct job *job,
-                      _unused_ struct err *err)
-{
-    return 0;
-}
-
 const struct provider_type aws_provider_type = {
     .name = "aws",
     .summary = "Amazon EC2: confidential VMs (AMD SEV-SNP) or ordinary ones",
@@ -235,6 +229,7 @@ const struct provider_type aws_provider_type = {
     .open = aws_open,
     .close = aws_close,
     .verify = aws_verify,
+    .diagnose = aws_diagnose,
     .create = aws_create,
     .find = aws_find,
     .list = aws_list,

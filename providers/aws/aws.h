@@ -65,6 +65,10 @@ int aws_external_connect(struct aws_provider *a, struct job *job, const struct e
 int aws_external_remove(struct aws_provider *a, struct job *job, const char *sandbox,
                         struct err *err);
 
+/* verify.c */
+int aws_verify(struct provider *p, struct job *job, struct err *err);
+int aws_diagnose(struct provider *p, struct job *job, provider_finding_fn *fn, void *arg);
+
 /* delete.c */
 int aws_delete(struct provider *p, struct job *job, const struct instance *instance,
                struct err *err);

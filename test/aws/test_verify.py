@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`peerpodctl verify aws`: what it says of a good node, and of each thing that can be wrong."""
+import json
+import re
+import subprocess
+
+import pytest
+import world
+
+NODE_IP = "172.31.7.7"
+
+
+def verify(aws, *flags, env=None, code=None):
+    done = subprocess.run([world.BIN / "peerpodctl", "verify", "aws", "-o", "json", *flags],
+                          env=env or aws.environment(), capture_output=True, text=True, timeout=60,
+                          check=False)
+    assert done.returncode in (0, 1), done.stderr
+    found = [(o["result"], o["what"], o["text"]) for o in json.loads(done.stdout)]
+    assert done.returncode == any(result == "bad" for result, _, _ in found), found
+    if code is not None:
+        assert done.returncode == code, found
+    for _, _, text in found:
+        assert aws.user_key[1] not in text
+    return found
+
+
+def bad(found):
+    return [(what, text) for result, what, text in found if result == "bad"]
+
+
+@pytest.fixture
+def node(aws):
+    """On EC2, with the ports open."""
+    aws.imds.values["/latest/meta-data/local-ipv4"] = NODE_IP
+    aws.ec2.authorize_security_group_ingress(GroupId=aws.group, IpPermissions=[
+        {"IpProtocol": "tcp", "FromPort": 15150, "ToPort": 15150,
+         "UserIdGroupPairs": [{"GroupId": aws.group}]},
+        {"IpProtocol": "udp", "FromPort": 4000, "ToPort": 5000,
+         "IpRanges": [{"CidrIp": "172.31.0.0/16"}]}])
+    return aws
+
+
+def test_a_good_node(node):
+    found = verify(node, "-instance-types", "m6a.large,m6a.xlarge", code=0)
+    said = {what: text for result, what, text in found if result == "ok"}
+    assert said.keys() == {"identity", "image", "instance type", "subnet", "security groups",
+                           "RunInstances", "TerminateInstances", "DescribeInstances"}, found
+    assert "user/peerpod" in said["identity"] and world.REGION in said["identity"]
+    assert NODE_IP in said["security groups"]
+    assert {e.action for e in node.proxy.exchanges} == {
+        "GetCallerIdentity", "DescribeImages", "DescribeInstanceTypes", "DescribeSubnets",
+        "DescribeSecurityGroups", "RunInstances", "TerminateInstances", "DescribeInstances"}
+    assert all(e.form["DryRun"] == "true" for action in ("RunInstances", "TerminateInstances")
+               for e in node.proxy.of(action))
+    node.nothing_left()
+
+
+def test_types(node):
+    found = bad(verify(node, "-instance-types", "m5.large,m6a.large,nope.large", code=1))
+    assert [t.split()[0] for _, t in found] == ["m5.large", "nope.large"], found
+    assert "SEV-SNP" in found[0][1] and "not known in this region" in found[1][1]
+    assert verify(node, "-disable-cvm", "-instance-types", "m5.large", code=0)
+
+
+def test_images(node):
+    (what, text), = bad(verify(node, "-imageid", "ami-00000000", code=1))[:1]
+    assert what == "image" and "-imageid" in text
+    node.proxy.rules.append(lambda e: (200, f"""<r><imagesSet><item><imageId>{node.image}</imageId>
+        <imageState>available</imageState><architecture>x86_64</architecture><bootMode>legacy-bios</bootMode>
+        <rootDeviceName>/dev/xvda</rootDeviceName></item></imagesSet></r>""".encode())
+        if e.action == "DescribeImages" else None)
+    (what, text), = bad(verify(node, code=1))
+    assert what == "image" and "legacy-bios" in text and "--boot-mode uefi" in text
+    assert verify(node, "-disable-cvm", code=0)
+
+
+@pytest.mark.parametrize("protocol, ports, words", [
+    ("tcp", (15150, 15150), "UDP 4789 (pod network) is not open"),
+    ("udp", (4789, 4789), "TCP 15150 (tunnel) is not open"),
+    ("tcp", (15151, 15152), "TCP 15150 (tunnel) and UDP 4789 (pod network) is not open")])
+def test_closed_ports(aws, protocol, ports, words):
+    aws.imds.values["/latest/meta-data/local-ipv4"] = NODE_IP
+    aws.ec2.authorize_security_group_ingress(GroupId=aws.group, IpPermissions=[
+        {"IpProtocol": protocol, "FromPort": ports[0], "ToPort": ports[1],
+         "IpRanges": [{"CidrIp": NODE_IP + "/32"}]}])
+    (what, text), = bad(verify(aws, code=1))
+    assert what == "security groups" and words.split(" is ")[0] in text and NODE_IP in text
+
+
+def test_other_addresses_do_not_count(aws):
+    aws.imds.values["/latest/meta-data/local-ipv4"] = NODE_IP
+    aws.ec2.authorize_security_group_ingress(GroupId=aws.group, IpPermissions=[
+        {"IpProtocol": "-1", "IpRanges": [{"CidrIp": "10.0.0.0/8"}]}])
+    assert [what for what, _ in bad(verify(aws, code=1))] == ["security groups"]
+    aws.ec2.authorize_security_group_ingress(GroupId=aws.group, IpPermissions=[
+        {"IpProtocol": "-1", "IpRanges": [{"CidrIp": "172.31.7.0/29"}]}])
+    assert verify(aws, code=0)
+
+
+def test_subnets(node):
+    found = bad(verify(node, "-subnetid", "subnet-0123456789abcdef0", code=1))
+    assert ("subnet" in [what for what, _ in found]) and "subnet-0123456789abcdef0" in str(found)
+
+
+def test_permissions():
+    """Every one that is missing is named in one run."""
+    aws = world.World({"Version": "2012-10-17", "Statement": [
+        {"Effect": "Allow", "Action": ["ec2:DescribeImages", "ec2:DescribeInstanceTypes"],
+         "Resource": "*"}]})
+    try:
+        found = verify(aws, code=1)
+        text = str(bad(found))
+        for action in ("RunInstances", "TerminateInstances", "DescribeInstances"):
+            assert f"ec2:{action}" in text, (action, found)
+        notes = str([f for f in found if f[0] == "note"])
+        assert "ec2:DescribeSubnets" in notes and "ec2:DescribeSecurityGroups" in notes
+        aws.nothing_left()
+    finally:
+        aws.stop()
+
+
+def test_the_policy_of_the_documentation():
+    """A pod's whole life with the permissions that docs/aws.md names, and no others."""
+    text = (world.SOURCE / "docs" / "aws.md").read_text()
+    aws = world.World(json.loads(re.search(r"```json\n(.*?)```", text, re.S)[1]))
+    try:
+        made = aws.one("create", "podvm-a", "s1", "memory=16000",
+                       flags=["-instance-types", "m6a.large,m6a.xlarge"])
+        assert made["code"] == 0 and aws.one("wait", made["id"], "s1")["code"] == 0, made
+        assert aws.one("delete", made["id"], "s1")["code"] == 0
+        assert aws.one("delete", made["id"], "s1")["code"] == 0  # looks for leftovers, too
+        aws.nothing_left()
+    finally:
+        aws.stop()
+
+
+def test_no_identity(aws):
+    found = verify(aws, env=aws.environment(AWS_SECRET_ACCESS_KEY="wrong"), code=1)
+    assert [what for _, what, _ in found] == ["identity"]
