@@ -212,7 +212,7 @@ static size_t on_header(char *data, size_t size, size_t n, void *arg)
     }
     while (len > 0 && isspace((unsigned char)data[len - 1]))
         len--;
-    if (len == 0)
+    if (len == 0 || memchr(data, '\0', len)) /* a NUL ends a line of reply_headers */
         return size * n;
     for (i = 0; i < len && data[i] != ':'; i++)
         data[i] = (char)tolower((unsigned char)data[i]);
