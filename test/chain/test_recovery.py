@@ -4,6 +4,7 @@ left, and a node that is short of something (design.md 5, 6)."""
 import contextlib
 import os
 import pathlib
+import shutil
 import signal
 import socket
 import subprocess
@@ -11,9 +12,9 @@ import time
 
 import pytest
 import ttrpc
-from conftest import wait_for
+from conftest import BIN, wait_for
 from node import AGENT, HEALTH, HYPERVISOR, SANDBOX, Node, annotations, check_world, comm, \
-    create_request
+    create_request, wrapped_guest
 from ttrpc import Client, message
 
 SECOND = 10**9
@@ -167,27 +168,40 @@ def test_a_full_disk_does_not_end_the_pods(node_with, short_dir):
 
 # -- the end that is asked for --
 
-def slow_helper(pid_of):
-    """Stops the program that makes a VM: a provider's call that takes its time."""
-    for proc in pathlib.Path("/proc").glob("[0-9]*"):
-        if comm(proc.name).startswith("peerpod-local-v"):
+@pytest.fixture
+def slow(node_with, short_dir):
+    """A node on which the program that makes a VM stops at once where the file `stop` is: a provider's call
+    that takes its time. And who that is."""
+    stop = short_dir / "stop"
+    guest = wrapped_guest(short_dir, "peerpod-local-vm",
+                          f'[ ! -e {stop} ] || kill -STOP $$\nexec "$0.real" "$@"\n')
+    shutil.copy(BIN / "cloud-api-adaptor", guest)  # it looks for the helper beside itself
+    node = node_with(adaptor=guest / "cloud-api-adaptor")
+
+    def stopped():
+        for proc in pathlib.Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
-                if int((proc / "stat").read_text().rsplit(")", 1)[1].split()[1]) == pid_of:
-                    os.kill(int(proc.name), signal.SIGSTOP)
+                state, parent = (proc / "stat").read_text().rsplit(")", 1)[1].split()[:2]
+                if comm(proc.name).startswith("peerpod-local-v") and (state, int(parent)) == ("T", node.daemon_pid()):
                     return int(proc.name)
-    return 0
+        return 0
+
+    return node, stop, stopped
 
 
-def test_a_slow_provider_does_not_delay_the_restart(node):
+def test_a_slow_provider_does_not_delay_the_restart(slow):
     """A daemon that ends serves no tunnel; a shim waits for 30 s at most."""
+    node, stop, stopped = slow
     path = node.run_pod()
     other = "f" * 64
     node.create(other, notes=annotations(pod="slow"))
     with Client(path) as agent, Client(node.socket) as client:
         check(agent)
         pid = node.daemon_pid()
+        stop.touch()
         client.start(HYPERVISOR, "StartVM", message((1, other)))
-        helper = wait_for(lambda: slow_helper(pid), step=0)
+        helper = wait_for(stopped)
+        stop.unlink()
         began = time.monotonic()
         os.kill(pid, signal.SIGTERM)
         check(agent)
@@ -199,16 +213,22 @@ def test_a_slow_provider_does_not_delay_the_restart(node):
     wait_for(lambda: not node.sandboxes() and not node.instances(), 30)
 
 
-def test_a_vm_that_was_half_made_is_made(node):
+@pytest.mark.parametrize("made_for", [0, 0.003, 0.03])
+def test_a_vm_that_was_half_made_is_made(slow, made_for):
     """The daemon and its helper die in the middle; StartVM is answered all the same."""
+    node, stop, stopped = slow
     node.create()
+    stop.touch()
     with Client(node.socket, timeout=30) as client:
-        pid = node.daemon_pid()
         client.start(HYPERVISOR, "StartVM", message((1, SANDBOX)))
-        helper = wait_for(lambda: slow_helper(pid), step=0)
+        helper = wait_for(stopped)
+        stop.unlink()
         os.kill(node.program.pid, signal.SIGSTOP)
-        os.kill(pid, signal.SIGKILL)
-        os.kill(helper, signal.SIGKILL)
+        os.kill(helper, signal.SIGCONT)
+        time.sleep(made_for)
+        os.kill(node.daemon_pid(), signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(helper, signal.SIGKILL)
         os.kill(node.program.pid, signal.SIGCONT)
         answer = client.answer()
         assert answer.code == ttrpc.OK, answer
