@@ -86,7 +86,7 @@ class Program:
         return len(os.listdir(f"/proc/{self.pid}/fd"))
 
 
-def wait_for(what, seconds=10, step=0.01):
+def wait_for(what, seconds=30, step=0.01):
     """Polls until what() is true; returns its value."""
     end = time.monotonic() + seconds
     while True:

@@ -68,7 +68,7 @@ struct stepfault_case {
     unsigned stride;   /* 0 and 1: every n; else n = 1, 1 + stride, ... */
     unsigned first;    /* 0 and 1: from the first */
     unsigned max;      /* gives up (as a failure) beyond this many steps; 0: 20000 */
-    int64_t settle_ms; /* for what the kernel removes in its own time; 0: 1000 */
+    int64_t settle_ms; /* for what the kernel removes in its own time; 0: 10 s */
     /* The world as text, owned; NULL: world_snapshot(dirs) */
     char *(*snapshot)(void *arg);
 };
