@@ -35,6 +35,7 @@
 
 #define SERVICE "hypervisor.Hypervisor"
 #define SANDBOX "317c7ae2f000000000000000000000000000000000000000000000000000001"
+#define DELETED_MS 60000
 
 static char bin[PATH_MAX], state[PATH_MAX], path_socket[PATH_MAX], path_control[PATH_MAX],
     pods[PATH_MAX], cloud[PATH_MAX], netns[PATH_MAX], node_log[PATH_MAX];
@@ -364,6 +365,34 @@ static const struct faults {
     {"kill", "control", STEPFAULT_KILL, STEPFAULT_OFF, 4},
 };
 
+static bool is_empty(const char *path)
+{
+    DIR *dir = opendir(path);
+    struct dirent *e = NULL;
+
+    while (dir && (e = readdir(dir)) && e->d_name[0] == '.')
+        continue;
+    if (dir)
+        closedir(dir);
+    return !e;
+}
+
+/* StopVM is answered before anything is deleted, and a snapshot of what is just being deleted would never
+ * be met again. */
+static void wait_deleted(void)
+{
+    char instances[PATH_MAX];
+    int64_t end = clock_mono_ms() + DELETED_MS;
+
+    place(instances, "cloud/instances");
+    while (!is_empty(pods) || !is_empty(instances)) {
+        if (clock_mono_ms() > end)
+            die("the counting pod is not deleted");
+        usleep(20000);
+    }
+    sleep(1); /* threads and processes that end */
+}
+
 /* Steps of one undisturbed run. */
 static unsigned count_steps(struct subject *s, const struct operation *o)
 {
@@ -378,7 +407,7 @@ static unsigned count_steps(struct subject *s, const struct operation *o)
     atomic_store(&k->mode, STEPFAULT_OFF);
     if (recover(s, 0, &err) < 0)
         die(err.text);
-    sleep(1);
+    wait_deleted();
     return n;
 }
 
