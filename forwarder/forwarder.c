@@ -40,7 +40,7 @@
 #include "relay/tunnel.h"
 
 #define LISTEN_NAME "listen"
-#define BACKLOG 128
+#define BACKLOG 1024 /* many at once must not shut the daemon out: a connect of its waits 500 ms */
 #define HOST_MAX 256
 #define ACCEPTS_AT_ONCE 16
 #define GREETING_MS 10000

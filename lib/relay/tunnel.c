@@ -243,16 +243,28 @@ int tunnel_dial(struct tunnel *t, const struct sockaddr *address, socklen_t len)
 
 /* -- accepting (forwarder) -- */
 
-static void evict_oldest_pending(struct tunnel *t)
+/* The oldest that has said nothing, else the oldest: silence costs nothing and must win no place. */
+static struct session *worst_pending(const struct tunnel *t)
 {
+    struct session *oldest = NULL;
     for (struct link *l = t->sessions.next; l != &t->sessions; l = l->next) {
         struct session *s = container_of(l, struct session, in_tunnel);
         if (s == t->cur)
             continue;
-        t->stats.evicted++;
-        session_fail(s, -EBUSY, "too many connections at once that have not said hello");
-        return;
+        if (s->state == SESSION_HANDSHAKE && SSL_get_state(s->ssl) == TLS_ST_BEFORE)
+            return s;
+        oldest = oldest ? oldest : s;
     }
+    return oldest;
+}
+
+static void evict_pending(struct tunnel *t)
+{
+    struct session *s = worst_pending(t);
+    if (!s)
+        return;
+    t->stats.evicted++;
+    session_fail(s, -EBUSY, "too many connections at once that have not said hello");
 }
 
 int tunnel_accept(struct tunnel *t, int fd, struct err *err)
@@ -260,10 +272,10 @@ int tunnel_accept(struct tunnel *t, int fd, struct err *err)
     _cleanup_close_ int owned = fd;
     if (t->config.role != TUNNEL_FORWARDER)
         return err_set(err, -EINVAL, "only a forwarder accepts");
-    /* The oldest goes: whoever wants to keep the daemon out has to win a race against its whole
-     * handshake each time, instead of parking sixteen sockets. */
+    /* One goes: whoever wants to keep the daemon out has to win a race against its whole handshake
+     * each time, instead of parking sixteen sockets. */
     if (t->n_sessions - (t->cur ? 1 : 0) >= TUNNEL_PENDING_MAX)
-        evict_oldest_pending(t);
+        evict_pending(t);
     int flags = fcntl(fd, F_GETFL);
     if (flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0)
         return err_errno(err, -errno, "making a connection non-blocking");

@@ -351,17 +351,17 @@ static const struct faults {
     enum stepfault_mode mode, pair;
     unsigned samples;
 } faults[] = {
-    {"fail", "pod", STEPFAULT_FAIL, STEPFAULT_OFF, 10},
-    {"cancel", "pod", STEPFAULT_CANCEL, STEPFAULT_OFF, 10},
-    {"kill", "pod", STEPFAULT_KILL, STEPFAULT_OFF, 10},
-    {"fail+fail", "pod", STEPFAULT_FAIL, STEPFAULT_FAIL, 3},
+    {"fail", "pod", STEPFAULT_FAIL, STEPFAULT_OFF, 6},
+    {"cancel", "pod", STEPFAULT_CANCEL, STEPFAULT_OFF, 5},
+    {"kill", "pod", STEPFAULT_KILL, STEPFAULT_OFF, 6},
+    {"fail+fail", "pod", STEPFAULT_FAIL, STEPFAULT_FAIL, 2},
     {"fail+kill", "pod", STEPFAULT_FAIL, STEPFAULT_KILL, 2},
     {"cancel+fail", "pod", STEPFAULT_CANCEL, STEPFAULT_FAIL, 2},
-    {"kill+fail", "pod", STEPFAULT_KILL, STEPFAULT_FAIL, 3},
+    {"kill+fail", "pod", STEPFAULT_KILL, STEPFAULT_FAIL, 2},
     {"kill+kill", "pod", STEPFAULT_KILL, STEPFAULT_KILL, 2},
-    {"fail", "restart", STEPFAULT_FAIL, STEPFAULT_OFF, 5},
-    {"kill", "restart", STEPFAULT_KILL, STEPFAULT_OFF, 5},
-    {"fail", "control", STEPFAULT_FAIL, STEPFAULT_OFF, 20},
+    {"fail", "restart", STEPFAULT_FAIL, STEPFAULT_OFF, 3},
+    {"kill", "restart", STEPFAULT_KILL, STEPFAULT_OFF, 3},
+    {"fail", "control", STEPFAULT_FAIL, STEPFAULT_OFF, 10},
     {"kill", "control", STEPFAULT_KILL, STEPFAULT_OFF, 4},
 };
 

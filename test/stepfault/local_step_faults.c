@@ -23,7 +23,7 @@
 #define TOKEN "0123456789abcdef0123456789abcdef"
 #define SANDBOX "sandbox-1"
 #define STRIDE 5
-#define PAIR_STRIDE 83
+#define PAIR_STRIDE 149
 
 static char registry[PATH_MAX], guest[PATH_MAX];
 static const char *const watched[] = {registry, NULL};

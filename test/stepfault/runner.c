@@ -88,7 +88,9 @@ static int act_in_child(const struct stepfault_case *c, void *arg, const int *re
         arm(mode);
         _exit(act(c, arg, result, &err) < 0 ? 1 : 0);
     }
-    while (waitpid(pid, &status, 0) < 0 && errno == EINTR)
+    /* Not waitpid: it is a step, and where the child has armed before we come here it would be ours,
+     * the runner's, that is killed. */
+    while (wait4(pid, &status, 0, NULL) < 0 && errno == EINTR)
         continue;
     if (WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL)
         return -EOWNERDEAD;
