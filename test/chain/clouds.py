@@ -29,16 +29,18 @@ class Local:
     def environment(self):
         return {}
 
-    def instances(self):
+    def found(self, pattern, what):
         while True:
             try:
-                return sorted(str(p.relative_to(self.registry))
-                              for p in self.registry.rglob("*.json"))
-            except FileNotFoundError:  # a folder went while it was read
+                return [what(p) for p in self.registry.rglob(pattern)]
+            except FileNotFoundError:  # one went while it was read
                 continue
 
+    def instances(self):
+        return sorted(self.found("*.json", lambda p: str(p.relative_to(self.registry))))
+
     def vm_pids(self):
-        return [int(p.read_text().split()[1]) for p in self.registry.rglob("init")]
+        return self.found("init", lambda p: int(p.read_text().split()[1]))
 
     def connections(self):
         """To the cloud's services, as /proc/PID/fd has them: the pool of HTTP handles keeps some."""
