@@ -3,7 +3,9 @@ pp_unit_test(base base64 SOURCES ${CMAKE_CURRENT_LIST_DIR}/base_base64_test.c DE
 foreach(name apf initdata toml userdata)
   pp_unit_test(guest ${name} SOURCES ${CMAKE_CURRENT_LIST_DIR}/guest_${name}_test.c DEPS pp_guest)
 endforeach()
-pp_pytest(forwarder process_user_data FILE chain/test_process_user_data.py TIMEOUT 120)
+if(NOT PP_SANITIZE STREQUAL "tsan") # one thread
+  pp_pytest(forwarder process_user_data FILE chain/test_process_user_data.py TIMEOUT 120)
+endif()
 foreach(name apf cloudconfig initdata toml)
   pp_fuzz_target(guest ${name} DEPS pp_guest PARSER lib/guest/${name}.c)
 endforeach()
