@@ -15,9 +15,10 @@
 #define AWS_REGION_MAX 64
 
 struct aws_request {
-    const char *service; /* "ec2" or "sts" */
+    const char *service; /* "ec2", "sts" or "servicequotas" */
     const char *action;  /* "RunInstances": for errors, metrics, logs and the throttle's bucket */
     const char *body;    /* form-encoded, Action and Version included; borrowed for the call */
+    const char *target;  /* X-Amz-Target, and the body is JSON (AWS JSON 1.1); NULL: neither */
     bool repeatable;     /* twice has the effect of once: reads, or a ClientToken makes it so */
     bool dry_run;        /* DryRunOperation is success (status 412, empty body) */
     size_t body_max;     /* of the reply; 0: HTTP_BODY_MAX_DEFAULT */

@@ -14,6 +14,7 @@
 
 #include <errno.h>
 
+#include "base/json.h"
 #include "base/str.h"
 #include "providers/aws/xml.h"
 
@@ -53,7 +54,15 @@ static bool among(const char *const *list, const char *code)
     return false;
 }
 
-/* Fits a text that may be too long; control characters would break log lines. */
+/* Control characters would break log lines. */
+static void fit_text(const char *text, char *ret, size_t size)
+{
+    snprintf(ret, size, "%.*s", (int)size - 1, text);
+    for (; *ret; ret++)
+        if ((unsigned char)*ret < ' ')
+            *ret = ' ';
+}
+
 static void take_text(const struct xml_node *node, const char *path, char *ret, size_t size)
 {
     char text[8192];
@@ -61,10 +70,23 @@ static void take_text(const struct xml_node *node, const char *path, char *ret, 
     /* EC2's encoded authorization messages are longer than anybody reads. */
     if (xml_text(node, path, text, sizeof(text)) < 0)
         snprintf(text, sizeof(text), "(more than %zu bytes)", sizeof(text) - 1);
-    snprintf(ret, size, "%.*s", (int)size - 1, text);
-    for (; *ret; ret++)
-        if ((unsigned char)*ret < ' ')
-            *ret = ' ';
+    fit_text(text, ret, size);
+}
+
+/* {"__type": "com.amazonaws.servicequotas#NoSuchResourceException", "message": "..."} */
+static bool parse_json(const char *body, size_t len, struct aws_error *ret)
+{
+    _cleanup_(json_putp) struct json_object *o = NULL;
+    const char *type = "", *message = "", *hash;
+
+    if (json_parse(body, len, &o, NULL) < 0 || json_get_string(o, "__type", &type, NULL) < 0)
+        return false;
+    if (json_get_string(o, "message", &message, NULL) < 0)
+        (void)json_get_string(o, "Message", &message, NULL);
+    hash = strrchr(type, '#');
+    fit_text(hash ? hash + 1 : type, ret->code, sizeof(ret->code));
+    fit_text(message, ret->message, sizeof(ret->message));
+    return ret->code[0] != '\0';
 }
 
 bool aws_error_parse(const char *body, size_t len, struct aws_error *ret)
@@ -72,6 +94,8 @@ bool aws_error_parse(const char *body, size_t len, struct aws_error *ret)
     _cleanup_(xml_freep) struct xml *xml = NULL;
     const struct xml_node *root, *e;
 
+    if (len > 0 && body[0] == '{')
+        return parse_json(body, len, ret);
     if (len == 0 || xml_parse(body, len, &xml, NULL) < 0)
         return false;
     root = xml_root(xml);
@@ -111,6 +135,9 @@ enum rest_verdict aws_error_judge(const struct http_response *reply, struct aws_
 
     *ret = (struct aws_error){0};
     (void)aws_error_parse(reply->body, reply->body_len, ret);
+    if (!ret->request_id[0] && http_response_header(reply, "x-amzn-requestid"))
+        fit_text(http_response_header(reply, "x-amzn-requestid"), ret->request_id,
+                 sizeof(ret->request_id));
     ret->status = reply->status;
     verdict = verdict_of(ret);
     if (ret->code[0])

@@ -16,8 +16,8 @@ struct aws_error {
     long status; /* HTTP; 0: no reply */
 };
 
-/* The first error of a reply's XML (EC2's and STS's form); false: there is none in it. *ret's
- * status is left alone. */
+/* The first error of a reply (EC2's and STS's XML, or AWS JSON 1.1); false: there is none in it.
+ * *ret's status is left alone. */
 bool aws_error_parse(const char *body, size_t len, struct aws_error *ret);
 
 /* status >= 300. Fills *ret from the reply and sets err: "CODE: message (request ID)" with

@@ -9,6 +9,10 @@
  *   subnets          they exist, have free addresses, in which zone
  *   security groups  let TCP 15150 and UDP 4789 in from this node
  *   permissions      the very request of a pod and a termination with DryRun
+ *   quota            vCPUs of the default type's family, by Service Quotas
+ *
+ * With a launch template image, type and network are the template's, and not looked at one by one:
+ * the request with DryRun goes through EC2's own checks of the template.
  *
  * A finding that is bad does not end the rest: one run shows all there is to mend. Only without an
  * identity nothing else is asked. What cannot be read (a Describe permission that pods do not need) is
@@ -16,8 +20,10 @@
  */
 #include <arpa/inet.h>
 #include <errno.h>
+#include <json-c/json.h>
 #include <stdarg.h>
 
+#include "base/json.h"
 #include "base/str.h"
 #include "providers/aws/aws.h"
 #include "providers/aws/hints.h"
@@ -26,6 +32,7 @@
 #define TEXT_MAX 512
 #define NO_INSTANCE "i-00000000000000000" /* of the right form, and nobody's */
 #define ADDRESSES_LOW 8
+#define QUOTA_BUDGET_MS 10000 /* not every network has a way to Service Quotas */
 
 struct findings {
     struct aws_provider *a;
@@ -290,9 +297,98 @@ static void network(struct findings *f)
         find(f, FINDING_BAD, "network", "%s", err_text(&err));
         return;
     }
-    if (!f->a->config->use_launch_template)
-        subnets(f);
+    subnets(f);
     groups(f);
+}
+
+/* ---- quota ---- */
+
+/* The quota that counts instances of this type; NULL: none that we know by code. */
+static const char *quota_code(const char *type, bool spot)
+{
+    static const struct {
+        const char *families, *on_demand, *spot;
+    } quotas[] = {
+        {"acdhimrtz", "L-1216C47A", "L-34B43A08"},
+        {"g", "L-DB2E81BA", "L-3819A6DF"},
+        {"p", "L-417A185B", "L-7212CCBC"},
+    };
+
+    if (strcspn(type, "0123456789") != 1) /* of "m6a.large": "m" */
+        return NULL;
+    for (size_t i = 0; i < ARRAY_SIZE(quotas); i++)
+        if (strchr(quotas[i].families, type[0]))
+            return spot ? quotas[i].spot : quotas[i].on_demand;
+    return NULL;
+}
+
+static int quota_value(const struct http_response *reply, double *ret, struct err *err)
+{
+    _cleanup_(json_putp) struct json_object *o = NULL;
+    struct json_object *quota, *value;
+    int r = json_parse(reply->body, reply->body_len, &o, err);
+
+    if (r < 0)
+        return r;
+    if (!json_object_object_get_ex(o, "Quota", &quota) ||
+        !json_object_object_get_ex(quota, "Value", &value) ||
+        !(json_object_is_type(value, json_type_double) ||
+          json_object_is_type(value, json_type_int)))
+        return err_set(err, -EPROTO, "the answer of GetServiceQuota has no value");
+    *ret = json_object_get_double(value);
+    return 0;
+}
+
+static int get_quota(struct findings *f, const char *code, double *ret, struct err *err)
+{
+    _cleanup_free_ char *body =
+        str_asprintf("{\"ServiceCode\":\"ec2\",\"QuotaCode\":\"%s\"}", code);
+    const struct aws_request q = {.service = "servicequotas",
+                                  .action = "GetServiceQuota",
+                                  .target = "ServiceQuotasV20190624.GetServiceQuota",
+                                  .body = body,
+                                  .budget_ms = QUOTA_BUDGET_MS,
+                                  .timeout_ms = QUOTA_BUDGET_MS,
+                                  .repeatable = true};
+    struct http_response reply = {0};
+    struct aws_error error = {0};
+    int r = aws_call(f->a->client, f->job, &q, &reply, &error, err);
+
+    if (r == 0)
+        r = quota_value(&reply, ret, err);
+    else
+        aws_hint(&error, q.service, q.action, err);
+    http_response_done(&reply);
+    return r;
+}
+
+/* How much of it is in use cannot be asked without CloudWatch; a quota that is too small for one
+ * pod is what new accounts have. */
+static void quota(struct findings *f)
+{
+    const char *type = f->a->config->instance_type;
+    const char *code = quota_code(type, f->a->config->spot);
+    const struct aws_type *list;
+    struct err err = ERR_INIT;
+    uint32_t vcpus = 0;
+    double value = 0;
+    size_t n;
+
+    if (!code) {
+        find(f, FINDING_NOTE, "quota", "which quota counts %s is not known here", type);
+        return;
+    }
+    if (get_quota(f, code, &value, &err) < 0) {
+        find(f, FINDING_NOTE, "quota", "%s is not readable: %s", code, err_text(&err));
+        return;
+    }
+    if (aws_facts_types(f->a->facts, f->job, &list, &n, NULL) == 0)
+        for (size_t i = 0; i < n; i++)
+            if (str_eq(list[i].size.name, type))
+                vcpus = list[i].size.vcpus;
+    find(f, value < MAX(vcpus, 1U) ? FINDING_BAD : FINDING_OK, "quota",
+         "%s of EC2 in Service Quotas: %.0f vCPUs for all instances like %s, which has %u", code,
+         value, type, vcpus);
 }
 
 /* ---- permissions ---- */
@@ -362,16 +458,20 @@ int aws_diagnose(struct provider *p, struct job *job, provider_finding_fn *fn, v
 
     if (identity(&f) < 0)
         return -EINVAL;
-    image(&f);
-    types(&f);
-    network(&f);
+    if (f.a->config->use_launch_template) {
+        find(&f, FINDING_NOTE, "launch template",
+             "%s decides about image, type and network: of these only what RunInstances checks is "
+             "checked",
+             f.a->config->launch_template);
+    } else {
+        image(&f);
+        types(&f);
+        network(&f);
+    }
     may_run(&f);
     may_terminate(&f);
     may_list(&f);
-    find(&f, FINDING_NOTE, "quota",
-         "not looked at: Service Quotas, EC2, 'Running On-Demand Standard (A, C, D, H, I, M, R, T, "
-         "Z) "
-         "instances' (L-1216C47A) counts vCPUs");
+    quota(&f);
     return f.bad ? -EINVAL : 0;
 }
 

@@ -25,12 +25,13 @@
 #include "providers/aws/sigv4.h"
 
 #define HEADERS_MAX 8
-#define CONTENT_TYPE "application/x-www-form-urlencoded"
+#define CONTENT_TYPE_FORM "application/x-www-form-urlencoded"
+#define CONTENT_TYPE_JSON "application/x-amz-json-1.1"
 
 struct aws_wire {
     const struct aws_config *config;
     struct imds *imds;
-    struct rest *ec2, *sts;
+    struct rest *ec2, *sts, *quotas;
     pthread_mutex_t lock;
     char region[AWS_REGION_MAX]; /* lock; "": not known yet */
 };
@@ -88,6 +89,7 @@ struct aws_wire *aws_wire_new(const struct aws_config *config, struct imds *imds
     pthread_mutex_init(&wire->lock, NULL);
     wire->ec2 = rest_new("AWS", "ec2");
     wire->sts = rest_new("AWS", "sts");
+    wire->quotas = rest_new("AWS", "servicequotas");
     return wire;
 }
 
@@ -97,6 +99,7 @@ void aws_wire_free(struct aws_wire *wire)
         return;
     rest_free(wire->ec2);
     rest_free(wire->sts);
+    rest_free(wire->quotas);
     pthread_mutex_destroy(&wire->lock);
     free(wire);
 }
@@ -166,7 +169,9 @@ int aws_wire_region(struct aws_wire *wire, struct job *job, char ret[AWS_REGION_
 /* Owned, with a path. */
 static char *endpoint_url(const struct aws_config *config, const char *service, const char *region)
 {
-    const char *own = str_eq(service, "ec2") ? config->endpoint_url_ec2 : config->endpoint_url_sts;
+    const char *own = str_eq(service, "ec2")   ? config->endpoint_url_ec2
+                      : str_eq(service, "sts") ? config->endpoint_url_sts
+                                               : NULL;
 
     if (str_empty(own))
         own = config->endpoint_url;
@@ -222,16 +227,21 @@ static int prepare(void *arg, struct job *job, const struct rest_try *try, struc
 {
     struct wire_call *c = arg;
     struct aws_key key = {0};
+    const char *target = c->request->target;
+    size_t n = 0;
     int r;
 
     drop_headers(c);
-    c->headers[0] = str_asprintf("Host: %.*s", (int)c->authority_len, c->authority);
-    c->headers[1] = xstrdup("Content-Type: " CONTENT_TYPE);
+    c->headers[n++] = str_asprintf("Host: %.*s", (int)c->authority_len, c->authority);
+    c->headers[n++] =
+        str_asprintf("Content-Type: %s", target ? CONTENT_TYPE_JSON : CONTENT_TYPE_FORM);
+    if (target)
+        c->headers[n++] = str_asprintf("X-Amz-Target: %s", target);
     if (c->key_fn) {
         r = c->key_fn(c->key_arg, job, try->renew ? c->key_id : NULL, try->now_ms, &key, err);
         if (r < 0)
             return r;
-        sign(c, &key, try->now_ms, 2);
+        sign(c, &key, try->now_ms, n);
         free(c->key_id);
         c->key_id = xstrdup(key.id);
         aws_key_done(&key);
@@ -277,6 +287,13 @@ static const char *bucket_of(const struct aws_request *request)
                                                                                          : "change";
 }
 
+static struct rest *rest_of(const struct aws_wire *wire, const char *service)
+{
+    if (str_eq(service, "ec2"))
+        return wire->ec2;
+    return str_eq(service, "sts") ? wire->sts : wire->quotas;
+}
+
 int aws_wire_call(struct aws_wire *wire, struct job *job, const struct aws_request *request,
                   aws_key_fn *key, void *key_arg, struct http_response *ret,
                   struct aws_error *ret_error, struct err *err)
@@ -303,7 +320,7 @@ int aws_wire_call(struct aws_wire *wire, struct job *job, const struct aws_reque
         return r;
     c.url = endpoint_url(wire->config, request->service, c.region);
     split_url(&c);
-    r = rest_call(str_eq(request->service, "ec2") ? wire->ec2 : wire->sts, job, &op, ret, err);
+    r = rest_call(rest_of(wire, request->service), job, &op, ret, err);
     drop_headers(&c);
     free(c.url);
     free(c.key_id);

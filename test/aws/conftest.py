@@ -24,6 +24,9 @@ def aws():
     try:
         yield one
         for exchange in one.proxy.exchanges:
+            if exchange.target:
+                judge.round_trip_json(exchange.target, exchange.body)
+                continue
             judge.round_trip(exchange.body, {"2016-11-15": "ec2", "2011-06-15": "sts"}[
                 exchange.form["Version"]])
     finally:

@@ -25,6 +25,27 @@ def encode(value):
     return urllib.parse.quote(value, safe="-._~")
 
 
+def round_trip_json(target, body, service="service-quotas"):
+    """The same of AWS JSON: the header names the operation, the body is its parameters."""
+    import json
+
+    import botocore.serialize
+    import botocore.validate
+    model = model_of(service)
+    prefix, _, name = target.partition(".")
+    if prefix != model.metadata["targetPrefix"] or name not in model.operation_names:
+        raise Refused(f"no such operation: {target}")
+    operation = model.operation_model(name)
+    parameters = json.loads(body)
+    report = botocore.validate.ParamValidator().validate(parameters, operation.input_shape)
+    if report.has_errors():
+        raise Refused(report.generate_report())
+    again = botocore.serialize.create_serializer("json", include_validation=False) \
+        .serialize_to_request(parameters, operation)
+    if json.loads(again["body"]) != parameters or again["headers"]["X-Amz-Target"] != target:
+        raise Refused(f"sent {parameters}, the model has {again['body']}")
+
+
 def text_of(value):
     """As botocore's HTTP layer writes a value of a form."""
     return value if isinstance(value, str) else value.decode() if isinstance(value, bytes) \

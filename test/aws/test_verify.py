@@ -49,7 +49,8 @@ def test_a_good_node(node):
     assert NODE_IP in said["security groups"]
     assert {e.action for e in node.proxy.exchanges} == {
         "GetCallerIdentity", "DescribeImages", "DescribeInstanceTypes", "DescribeSubnets",
-        "DescribeSecurityGroups", "RunInstances", "TerminateInstances", "DescribeInstances"}
+        "DescribeSecurityGroups", "RunInstances", "TerminateInstances", "DescribeInstances",
+        "GetServiceQuota"}
     assert all(e.form["DryRun"] == "true" for action in ("RunInstances", "TerminateInstances")
                for e in node.proxy.of(action))
     node.nothing_left()
@@ -100,6 +101,51 @@ def test_other_addresses_do_not_count(aws):
 def test_subnets(node):
     found = bad(verify(node, "-subnetid", "subnet-0123456789abcdef0", code=1))
     assert ("subnet" in [what for what, _ in found]) and "subnet-0123456789abcdef0" in str(found)
+
+
+@pytest.mark.parametrize("flags, code, value, result", [
+    ([], "L-1216C47A", "640.0", "ok"), ([], "L-1216C47A", "1.0", "bad"),
+    (["-aws-spot"], "L-34B43A08", "2", "ok"), ([], "L-1216C47A", '"much"', "note"),
+    (["-disable-cvm", "-instance-type", "g4dn.xlarge"], "L-DB2E81BA", "0.0", "bad")])
+def test_quota(node, flags, code, value, result):
+    """Golden answers: moto has the quotas of another service only."""
+    node.proxy.rules.append(lambda e: (200, json.dumps({"Quota": {
+        "ServiceCode": "ec2", "QuotaCode": code, "Value": json.loads(value)}}).encode())
+        if e.action == "GetServiceQuota" else None)
+    (got, _, text), = [f for f in verify(node, *flags) if f[1] == "quota"]
+    assert got == result, text
+    sent, = node.proxy.of("GetServiceQuota")
+    assert json.loads(sent.body) == {"ServiceCode": "ec2", "QuotaCode": code}
+    head = {k.lower(): v for k, v in sent.headers}
+    assert f"/{world.REGION}/servicequotas/aws4_request" in head["authorization"]
+    assert "x-amz-target" in head["authorization"]
+
+
+@pytest.mark.parametrize("status, body, words", [
+    (None, None, ["NoSuchResourceException"]),  # moto's own, with the signature checked
+    (400, {"__type": "com.amazonaws.servicequotas#AccessDeniedException",
+           "Message": "User: u is not authorized to perform: servicequotas:GetServiceQuota"},
+     ["AccessDeniedException", "req-7", "the IAM permission servicequotas:GetServiceQuota"])])
+def test_quota_not_readable(node, status, body, words):
+    node.proxy.rules.append(
+        lambda e: (status, json.dumps(body).encode(), {"x-amzn-RequestId": "req-7"})
+        if status and e.action == "GetServiceQuota" else None)
+    (result, _, text), = [f for f in verify(node, code=0) if f[1] == "quota"]
+    assert result == "note" and all(w in text for w in words), text
+
+
+def test_launch_template(node):
+    """What the template decides is not called bad by what it replaces."""
+    node.ec2.create_launch_template(LaunchTemplateName="lt1", LaunchTemplateData={
+        "ImageId": node.image, "InstanceType": "m6a.large"})
+    node.imds.values.clear()
+    flags = ["-use-lt", "-aws-lt-name", "lt1", "-imageid", "ami-00000000"]
+    found = verify(node, *flags, code=0)
+    assert ("note", "launch template") in [(r, what) for r, what, _ in found]
+    node.proxy.rules.append(lambda e: world.error("InvalidLaunchTemplateName.NotFoundException")
+                            if e.action == "RunInstances" else None)
+    (what, text), = bad(verify(node, *flags, code=1))
+    assert what == "RunInstances" and "-aws-lt-name" in text
 
 
 def test_permissions():

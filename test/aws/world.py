@@ -105,12 +105,13 @@ class Exchange:
         self.status = None
         self.answer = b""
         self.time = time.monotonic()
+        self.target = next((v for k, v in headers if k.lower() == "x-amz-target"), None)
         self.form = dict(urllib.parse.parse_qsl(body.decode("latin-1"), keep_blank_values=True)) \
-            if method == "POST" else {}
+            if method == "POST" and not self.target else {}
 
     @property
     def action(self):
-        return self.form.get("Action", "")
+        return self.target.rpartition(".")[2] if self.target else self.form.get("Action", "")
 
 
 class Drop(Exception):
