@@ -230,6 +230,8 @@ int keeper_run(const struct keeper_config *config, int *ret_status, struct err *
                        .peers = {NO_PEER, NO_PEER}};
     int r = init(&k, err);
 
+    if (r == 0 && !config->argv)
+        keeper_confine();
     while (r == 0 && !k.ended)
         step(&k);
     *ret_status = k.status;

@@ -51,6 +51,9 @@ void keeper_retire(struct keeper *k);
 /* Applies what is in a queue of messages; from: whose it is, NULL: our own child's. */
 void keeper_drain(struct keeper *k, int queue, const struct peer *from);
 
+/* A store alone, from its beginning on: gives up all that it does not need. */
+void keeper_confine(void);
+
 int handover_init(struct keeper *k, struct err *err);
 void handover_accept(struct keeper *k);
 void handover_receive(struct keeper *k, struct peer *p);

@@ -56,7 +56,7 @@ static int run(const struct options *o)
     }
     log_init_words(PROGRAM, o->log_level, o->log_format);
     /* A child that is root gets everything back by its exec. */
-    if (geteuid() == 0 && harden_capabilities(0, true, &err) < 0)
+    if (geteuid() == 0 && harden_capabilities(0, o->keeper.argv != NULL, &err) < 0)
         log_warn("going on with more rights than are needed: %s", err_text(&err));
     err_clear(&err);
     if (keeper_run(&o->keeper, &status, &err) < 0)

@@ -76,6 +76,22 @@ def test_a_pods_programs(node):
             assert client.call(HEALTH, "Check").code == ttrpc.OK
 
 
+def test_a_store_alone(short_dir):
+    """It starts nothing. That it works so, through every death, is shown by chain.keeper."""
+    path = short_dir / "keeper.sock"
+    program = Program([BIN / "peerpod-keeper", "-socket", path], short_dir / "log")
+    try:
+        wait_for(lambda: path.exists() and status(program.pid)["NoNewPrivs"] == "1")
+        if not SANITIZED:
+            wait_for(lambda: status(program.pid)["Seccomp"] == "2")
+        for which in ("CapEff", "CapPrm", "CapBnd"):
+            assert capabilities(program.pid, which) == 0, which
+        check_no_core(program.pid)
+    finally:
+        program.stop()
+    assert "more rights" not in program.log()
+
+
 def cloud_daemon(directory, *wrapper):
     return Program([*wrapper, BIN / "cloud-api-adaptor", "aws", "-socket", directory / "h.sock", "-pods-dir",
                     directory / "pods", "-control-socket", directory / "c.sock", "-imageid", "ami-1",
