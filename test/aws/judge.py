@@ -14,11 +14,15 @@ class Refused(Exception):
 
 
 @functools.lru_cache(maxsize=None)
-def model_of(service):
+def data_of(service):
     import botocore.loaders
+    return botocore.loaders.Loader().load_service_model(service, "service-2")
+
+
+@functools.lru_cache(maxsize=None)
+def model_of(service):
     import botocore.model
-    data = botocore.loaders.Loader().load_service_model(service, "service-2")
-    return botocore.model.ServiceModel(data, service)
+    return botocore.model.ServiceModel(data_of(service), service)
 
 
 def encode(value):
@@ -56,7 +60,7 @@ def round_trip(body, service="ec2"):
     """Raises Refused unless botocore would have sent the same pairs, byte by byte."""
     import botocore.serialize
     import botocore.validate
-    from moto.core.model import OperationModel, ServiceModel
+    from moto.core.model import ServiceModel
     from moto.core.parse import EC2QueryParser, QueryParser
     model = model_of(service)
     body = body.decode() if isinstance(body, bytes) else body
@@ -68,7 +72,9 @@ def round_trip(body, service="ec2"):
     except Exception as error:
         raise Refused(f"no such operation: {error}") from error
     protocol = model.metadata["protocol"]
-    parser = (EC2QueryParser if protocol == "ec2" else QueryParser)(operation)
+    # moto's own reading of the same model, with what its parsers ask of a list.
+    readable = ServiceModel(data_of(service), service).operation_model(form["Action"])
+    parser = (EC2QueryParser if protocol == "ec2" else QueryParser)(readable)
     try:
         parsed = parser.parse({"values": form, "body": body, "headers": {}, "method": "POST",
                                "url_params": {}, "url_path": "/"})

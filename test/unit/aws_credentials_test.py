@@ -7,17 +7,22 @@ botocore, which is asked for the key that it would use with the same environment
 """
 import datetime
 import http.server
+import importlib.util
 import json
 import os
 import pathlib
 import socket
 import subprocess
+import sys
 import threading
 import time
 import urllib.parse
 import urllib.request
 
 import pytest
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "aws"))
+import judge  # noqa: E402
 
 JUDGE = pathlib.Path(os.environ["PEERPOD_BIN"]) / "aws_judge"
 CORPUS = pathlib.Path(os.environ.get("PEERPOD_CORPUS") or
@@ -141,7 +146,10 @@ def all_servers(addresses):
 def servers(all_servers):
     all_servers.seen.clear()
     all_servers.answers.clear()
-    return all_servers
+    yield all_servers
+    for _, method, _, _, body in all_servers.seen:
+        if method == "POST" and importlib.util.find_spec("moto"):
+            judge.round_trip(body, "sts")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -307,6 +315,19 @@ def test_web_identity(run, servers):
     form["WebIdentityToken"] = [WEB_TOKEN]
     assert urllib.parse.parse_qs(body, strict_parsing=True) == form
     assert servers.seen[1][3]["X-Amz-Security-Token"] == SECRET + "/+="
+
+
+def test_assume_role(run, servers):
+    theirs = recorded("aws-credentials.jsonl", "sts.AssumeRole")
+    theirs = urllib.parse.parse_qs(next(t["body"] for t in theirs if t["scenario"] == "sts.AssumeRole"))
+    done = run("-aws-profile", "named", AWS_ENDPOINT_URL=servers.url, AWS_REGION="us-east-2", files={
+        "config": f"[profile named]\nrole_arn = {ROLE}\nsource_profile = base\nexternal_id = ext-1\n"
+                  "role_session_name = caa-session\n[profile base]\n" + KEY.format("AKIDBASE")})
+    assert done["r"] == 0 and done["arn"] == "ASIAROLE"
+    assert urllib.parse.parse_qs(servers.seen[0][4], strict_parsing=True) == theirs
+    assert signer(servers.seen[0]) == "AKIDBASE"
+    assert urllib.parse.parse_qs(servers.seen[1][4]) == urllib.parse.parse_qs(
+        recorded("aws-credentials.jsonl", "sts.GetCallerIdentity")[0]["body"])
 
 
 def test_pod_identity(run, servers):
