@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Differential fuzzing of the ttrpc messages' decoder against the Go library (test/go/ttrpcjudge, a
- * child that gets each input): both refuse it, or both find the same in it. The first byte chooses
- * Request or Response. Without the judge beside this program it says so and ends with 77.
+ * Differential fuzzing of the ttrpc parsers against the Go library (test/go/ttrpcjudge, a child that
+ * gets each input): both refuse it, or both find the same in it. The first byte chooses Request,
+ * Response, or a stream of frames. Without the judge beside this program it says so and ends with 77.
  *
  * What protobuf-c sees otherwise, and no ttrpc client sends, is told by a reader of its own (`odd`)
  * and left out: groups and a known field of another wire type (protobuf-c refuses, Go skips);
@@ -25,6 +25,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 int LLVMFuzzerInitialize(int *argc, char ***argv);
 
 #define INPUT_MAX 16384
+
+enum { REQUEST, RESPONSE, FRAMES, KINDS };
 
 static int judge = -1;
 
@@ -76,7 +78,7 @@ static void take(void *data, size_t len)
 static void ask(const uint8_t *data, size_t size, struct buf *ret)
 {
     uint32_t len = (uint32_t)size;
-    uint8_t kind = data[0] & 1;
+    uint8_t kind = data[0] % KINDS;
     struct iovec parts[] = {
         {&len, sizeof(len)}, {&kind, 1}, {(void *)(uintptr_t)(data + 1), size - 1}};
     struct msghdr message = {.msg_iov = parts, .msg_iovlen = 3};
@@ -136,6 +138,35 @@ static int decode_response(const uint8_t *data, size_t size, struct buf *ret)
     }
     add_text(ret, r->payload.data, r->payload.len);
     ttrpc__response__free_unpacked(r, NULL);
+    return 0;
+}
+
+/* The frames as the forwarder follows them: by their headers, in pieces. */
+static int read_frames(const uint8_t *data, size_t size, struct buf *ret)
+{
+    uint8_t header[TTRPC_HEADER_SIZE] = {0};
+    uint64_t left = 0;
+    uint32_t have = 0;
+    size_t at = 0, piece = 1 + size % 5;
+    buf_add(ret, "\x01", 1);
+    while (at < size) {
+        struct ttrpc_header h;
+        do
+            at += ttrpc_walk(&left, &have, header, data + at, MIN(piece, size - at));
+        while (have > 0 && at < size);
+        if (have > 0)
+            break;
+        ttrpc_header_decode(header, &h);
+        const uint8_t *body = data + at;
+        check(left == h.length);
+        while (left > 0 && at < size)
+            at += ttrpc_walk(&left, &have, header, data + at, MIN(piece, size - at));
+        if (left > 0)
+            break;
+        add_number(ret, (int64_t)h.stream << 16 | h.type << 8 | h.flags);
+        add_text(ret, body, h.length);
+    }
+    buf_add(ret, have > 0 || left > 0 ? "\0" : "\x01", 1);
     return 0;
 }
 
@@ -205,10 +236,13 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     if (size < 1 || size > INPUT_MAX)
         return 0;
     ask(data, size, &theirs);
-    int r = data[0] & 1 ? decode_response(data + 1, size - 1, &ours)
-                        : decode_request(data + 1, size - 1, &ours);
+    static int (*const ours_of[])(const uint8_t *, size_t, struct buf *) = {
+        [REQUEST] = decode_request, [RESPONSE] = decode_response, [FRAMES] = read_frames};
+    uint8_t kind = data[0] % KINDS;
+    int r = ours_of[kind](data + 1, size - 1, &ours);
     check(r == 0 || r == -EBADMSG);
-    bool same = !odd((struct view_bytes){data + 1, size - 1}, data[0] & 1 ? 'r' : 'q');
+    bool same = kind == FRAMES ||
+                !odd((struct view_bytes){data + 1, size - 1}, kind == RESPONSE ? 'r' : 'q');
     check(!same || (r == 0) == (theirs.len > 0));
     if (same && r == 0)
         check(ours.len == theirs.len && memcmp(ours.data, theirs.data, ours.len) == 0);

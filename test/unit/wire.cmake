@@ -8,7 +8,7 @@ endif()
 pp_fuzz_target(wire ttrpc DEPS pp_wire 
   PARSER "lib/wire/ttrpc.c:(?!ttrpc_add_response|ttrpc_code_).*")
 pp_fuzz_target(wire gottrpc DEPS pp_wire PARSER
-  "lib/wire/ttrpc.c:ttrpc_(message|request|response)_decode|budget_.*")
+  "lib/wire/ttrpc.c:ttrpc_(message|request|response|header)_decode|ttrpc_walk|budget_.*")
 if(BUILD_TESTING)
   set_tests_properties(wire.fuzz_gottrpc PROPERTIES FIXTURES_REQUIRED ttrpcjudge SKIP_RETURN_CODE 77)
 endif()

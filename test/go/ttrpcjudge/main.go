@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // The Go library's verdict on ttrpc messages, for the fuzz target wire_gottrpc: on stdin a length of four bytes (host
-// order), a byte of kind (0 Request, 1 Response), the message; on stdout a length and, when it decoded, what is in it.
+// order), a byte of kind (0 Request, 1 Response, 2 a stream of frames), the message; on stdout a length and, when it decoded, what is in it.
 // An empty answer means that it did not.
 package main
 
@@ -29,6 +29,9 @@ func (a *answer) number(n int64) {
 
 func judge(message []byte) answer {
 	a := answer{1}
+	if message[0] == 2 {
+		return frames(message[1:])
+	}
 	if message[0] == 0 {
 		var r ttrpc.Request
 		if proto.Unmarshal(message[1:], &r) != nil {
