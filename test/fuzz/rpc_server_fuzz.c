@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * A connection's bytes into the real server over a real socket. The first byte says into how large
- * pieces they are cut, or (253) that more zeroes follow than a body may have. Whatever came, the
+ * pieces they are cut (into PIECES_MAX at most), or (253) that the last body is filled up with zeroes,
+ * to more than a body may have. Whatever came, the
  * server must answer in whole, decodable frames and must close the half-closed connection when
  * nothing is due any more.
  */
@@ -19,6 +20,7 @@
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 #define TURNS_MAX 2000000
+#define PIECES_MAX 64
 
 static const uint8_t zeroes[TTRPC_BODY_MAX + 4096];
 
@@ -133,6 +135,18 @@ static void check_answers(const struct buf *in)
     }
 }
 
+/* Bytes that the last frame lacks. */
+static size_t lacks(const uint8_t *data, size_t size)
+{
+    uint8_t header[TTRPC_HEADER_SIZE] = {0};
+    uint64_t left = 0;
+    uint32_t have = 0;
+
+    for (size_t at = 0; at < size;)
+        at += ttrpc_walk(&left, &have, header, data + at, size - at);
+    return (size_t)left;
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     struct buf in = BUF_INIT(0);
@@ -142,9 +156,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         start();
     fd = dial();
     if (size > 0)
-        write_all(fd, data + 1, size - 1, (size_t)data[0] * data[0] + 1, &in);
+        write_all(fd, data + 1, size - 1, MAX((size_t)data[0] * data[0] + 1, size / PIECES_MAX + 1),
+                  &in);
     if (size > 0 && data[0] == 253)
-        write_all(fd, zeroes, sizeof(zeroes), sizeof(zeroes), &in);
+        write_all(fd, zeroes, MIN(lacks(data + 1, size - 1), sizeof(zeroes)), sizeof(zeroes), &in);
     shutdown(fd, SHUT_WR);
     uv_run(&loop, UV_RUN_NOWAIT);
     do {
