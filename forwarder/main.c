@@ -12,7 +12,6 @@
 #include "relay/relay.h"
 
 #define PROGRAM "agent-protocol-forwarder"
-#define EXIT_USAGE 2
 
 static void on_signal(uv_signal_t *handle, int signum)
 {
@@ -58,37 +57,16 @@ static int run(const struct forwarder_options *options)
     return EXIT_SUCCESS;
 }
 
-static int choose(const struct opt_set *sets, const struct forwarder_options *o)
+int main(int argc _unused_, char **argv)
 {
-    if (o->help) {
-        opt_print_help("Usage: " PROGRAM " [OPTIONS]\n\n"
-                       "Ends the daemon's tunnel in a pod VM and carries the shim's calls to the "
-                       "kata-agent.\n\n",
-                       sets);
-        return EXIT_SUCCESS;
-    }
-    if (o->version) {
-        puts(PROGRAM " " PP_VERSION);
-        return EXIT_SUCCESS;
-    }
-    log_init_words(PROGRAM, o->log_level, o->log_format);
-    return run(o);
-}
-
-int main(int argc, char **argv)
-{
-    struct forwarder_options options = {0};
-    struct opt_set sets[] = {{.title = "forwarder", .opts = forwarder_options, .target = &options},
-                             {0}};
-    struct err err = ERR_INIT;
-    int status = EXIT_USAGE;
-
-    (void)argc;
+    static const char usage[] = "Usage: " PROGRAM " [OPTIONS]\n\n"
+                                "Ends the daemon's tunnel in a pod VM and carries the shim's calls "
+                                "to the kata-agent.\n\n";
+    struct forwarder_options o = {0};
+    struct opt_set sets[] = {{.title = "forwarder", .opts = forwarder_options, .target = &o}, {0}};
     harden_no_dumps();
-    if (opt_parse(sets, argv + 1, NULL, NULL, &err) < 0)
-        fprintf(stderr, PROGRAM ": %s\nTry '" PROGRAM " --help'.\n", err_text(&err));
-    else
-        status = choose(sets, &options);
+    int status = opt_begin(PROGRAM, usage, sets, &o.program, argv, NULL);
+    status = status < 0 ? run(&o) : status;
     opt_done(sets);
     return status;
 }

@@ -43,8 +43,6 @@ const struct opt forwarder_options[] = {
     SWITCH("disable-tls", disable_tls, "Plain mode: no TLS"),
     STRING("state-dir", state_dir, "/run/peerpod/forwarder",
            "Key and connections, kept over restarts of this program"),
-    WORD("log-level", "LOG_LEVEL", log_level, "info", log_levels, "Least level that is logged"),
-    WORD("log-format", "LOG_FORMAT", log_format, "text", log_formats, "Lines or JSON objects"),
     {.flag = "tunnel-feature-mask",
      .type = OPT_INT,
      .offset = AT(feature_mask),
@@ -53,7 +51,6 @@ const struct opt forwarder_options[] = {
      .max = INT64_MAX,
      .flags = OPT_HIDDEN,
      .help = "Features not to offer, for tests of old peers"},
-    SWITCH("help", help, "Show this text"),
-    SWITCH("version", version, "Show the version"),
+    OPT_PROGRAM_ROWS(AT(program), "LOG_LEVEL", "LOG_FORMAT"),
     OPT_END,
 };

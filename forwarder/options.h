@@ -14,9 +14,8 @@ struct forwarder_options {
     char *ca_file, *cert_file, *key_file; /* plain mode (issue 4) */
     bool tls_skip_verify, disable_tls;    /* plain mode (issue 4) */
     char *state_dir;
-    char *log_level, *log_format;
     int64_t feature_mask;
-    bool help, version;
+    struct opt_program program;
 };
 
 extern const struct opt forwarder_options[];

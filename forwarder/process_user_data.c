@@ -8,7 +8,7 @@
 #include "base/str.h"
 #include "forwarder/provision.h"
 
-#define EXIT_USAGE 2
+#define PROGRAM "process-user-data"
 #define COMMAND "provision-files"
 #define SECONDS_MAX 86400
 #define NS_PER_MS 1000000
@@ -17,8 +17,8 @@ struct options {
     int64_t t, timeout; /* seconds; t is 0 when it was not given */
     int64_t retry;      /* nanoseconds */
     char *root, *source, *vendor, *azure, *aws, *gcp_host, *alibaba;
-    char *log_level, *log_format;
-    bool help, version, v;
+    struct opt_program program;
+    bool v;
 };
 
 static const char *const source_words[] = {"auto", "file", "azure", "aws", "gcp", "alibaba", NULL};
@@ -32,10 +32,6 @@ static const char *const source_words[] = {"auto", "file", "azure", "aws", "gcp"
     {                                                                                              \
         .flag = name, .env = variable, .type = OPT_STRING,                                         \
         .offset = offsetof(struct options, field), .def = value, .choices = words, .help = text    \
-    }
-#define SWITCH(name, field, text)                                                                  \
-    {                                                                                              \
-        .flag = name, .type = OPT_BOOL, .offset = offsetof(struct options, field), .help = text    \
     }
 
 static const struct opt table[] = {
@@ -71,11 +67,11 @@ static const struct opt table[] = {
            "Host and perhaps port of GCP's metadata service"),
     STRING("alibaba-endpoint", "ALIBABA_METADATA_SERVICE_ENDPOINT", alibaba,
            "http://100.100.100.200", "Alibaba Cloud's metadata service"),
-    WORD("log-level", NULL, log_level, "info", log_levels, "Least level that is logged"),
-    WORD("log-format", NULL, log_format, "text", log_formats, "Lines or JSON objects"),
-    SWITCH("help", help, "Show this text"),
-    SWITCH("version", version, "Show the version"),
-    SWITCH("v", v, "Short for -version"),
+    OPT_PROGRAM_ROWS(offsetof(struct options, program), NULL, NULL),
+    {.flag = "v",
+     .type = OPT_BOOL,
+     .offset = offsetof(struct options, v),
+     .help = "Short for -version"},
     OPT_END,
 };
 
@@ -94,50 +90,36 @@ static int run(const struct options *o)
     };
     struct err err = ERR_INIT;
 
-    log_init_words("process-user-data", o->log_level, o->log_format);
     if (provision_files(&config, &err) == 0)
         return EXIT_SUCCESS;
     log_error("%s", err_text(&err));
     return EXIT_FAILURE;
 }
 
-static int usage_error(const char *text)
+static int choose(const struct options *o, char *const *words)
 {
-    fprintf(stderr, "process-user-data: %s\nTry 'process-user-data --help'.\n", text);
-    return EXIT_USAGE;
-}
-
-static int choose(const struct opt_set *sets, const struct options *o, char *const *words)
-{
-    if (o->help) {
-        opt_print_help(
-            "Usage: process-user-data " COMMAND " [OPTIONS]\n\n"
-            "Fetches this pod VM's user data and writes its files below /run/peerpod.\n\n",
-            sets);
+    if (o->v) {
+        puts(PROGRAM " " PP_VERSION);
         return EXIT_SUCCESS;
     }
-    if (o->version || o->v) {
-        puts("process-user-data " PP_VERSION);
-        return EXIT_SUCCESS;
-    }
-    if (!words || !words[0] || !str_eq(words[0], COMMAND) || words[1])
-        return usage_error("one command is expected: " COMMAND);
-    return run(o);
+    if (words && words[0] && str_eq(words[0], COMMAND) && !words[1])
+        return run(o);
+    fputs(PROGRAM ": one command is expected: " COMMAND "\nTry '" PROGRAM " --help'.\n", stderr);
+    return OPT_EXIT_USAGE;
 }
 
-int main(int argc, char **argv)
+int main(int argc _unused_, char **argv)
 {
+    static const char usage[] =
+        "Usage: " PROGRAM " " COMMAND " [OPTIONS]\n\n"
+        "Fetches this pod VM's user data and writes its files below /run/peerpod.\n\n";
     struct options o = {0};
-    struct opt_set sets[] = {{.title = "process-user-data", .opts = table, .target = &o}, {0}};
+    struct opt_set sets[] = {{.title = PROGRAM, .opts = table, .target = &o}, {0}};
     _cleanup_free_ char **rest = NULL;
-    struct err err = ERR_INIT;
-    int status;
 
     harden_no_dumps();
-    if (opt_parse(sets, argv + MIN(argc, 1), NULL, &rest, &err) < 0)
-        status = usage_error(err_text(&err));
-    else
-        status = choose(sets, &o, rest);
+    int status = opt_begin(PROGRAM, usage, sets, &o.program, argv, &rest);
+    status = status < 0 ? choose(&o, rest) : status;
     opt_done(sets);
     return status;
 }

@@ -1,7 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Theory of operation
- *
  * Keepers meet at a socket: whoever comes first listens, the next connects. Each gives the other all
  * it keeps, in acknowledged batches. From then on they are peers: each change that one's child makes
  * goes to the other before it leaves the child's queue, and each holds the other's queue itself, to
@@ -11,19 +9,14 @@
  * STOPPED; the new one starts its own, whose READY releases the old one. Until then the old one
  * stands by: when the new one dies, as it also does when its child does, it goes on as before.
  *
- * A store (a keeper without a command) stays: it gives all to the keeper that comes and remains its
- * peer. When a second keeper comes, it passes on what the two say, and tells who is left that he is
- * (START). A store that comes to a keeper becomes its peer likewise, and takes its place at the
- * socket; so does one that comes to a store, which then ends.
+ * A store (a keeper without a command) gives all to the keeper that comes and remains its peer. When
+ * a second one comes, it passes on what the two say, and tells who is left that he is (START). A
+ * store that comes to a keeper, or to a store, which then ends, takes its place at the socket.
  *
- * What one side alone has when two meet, both keep. Mostly one of them has nothing; after two deaths
- * at once one may have what the other has removed, and then too much is better than too little: the
- * command drops what it has no use for.
- *
- * A peer that does not take or say what it must within TIMEOUT_MS is as good as dead.
+ * What one side alone has when two meet, both keep: too much, which the command drops, is better than
+ * too little. A peer that does not take or say what it must within TIMEOUT_MS is as good as dead.
  */
 #include <errno.h>
-#include <stdio.h>
 
 #include "base/clock.h"
 #include "base/log.h"
@@ -61,14 +54,11 @@ static void become(struct keeper *k, enum phase phase, int64_t ms)
     k->restart_at = 0;
 }
 
-/* ---- meeting ---- */
-
 static int greet(const struct keeper *k, struct peer *p, struct err *err)
 {
     const char *text = k->config->argv ? "HELLO=1" : "HELLO=1\nKEEPS=1";
     struct fdpass m;
     int r = fdpass_send(p->fd, text, strlen(text), &k->notify_fd, k->config->argv ? 1 : 0);
-
     r = r < 0 ? err_errno(err, r, "greeting") : fdpass_hear(p->fd, &m, "HELLO", err);
     if (r < 0)
         return r;
@@ -86,13 +76,9 @@ static int join(struct keeper *k, struct peer *p, int fd, bool comes, struct err
 {
     p->fd = keeper_lift(k, fd);
     int r = greet(k, p, err);
-
-    if (r == 0 && comes)
-        r = fdtable_give(&k->store, p->fd, TIMEOUT_MS, err);
-    if (r == 0)
-        r = fdtable_take(&k->store, p->fd, err);
-    if (r == 0 && !comes)
-        r = fdtable_give(&k->store, p->fd, TIMEOUT_MS, err);
+    for (int turn = 0; r == 0 && turn < 2; turn++)
+        r = comes == (turn == 0) ? fdtable_give(&k->store, p->fd, TIMEOUT_MS, err)
+                                 : fdtable_take(&k->store, p->fd, err);
     if (r < 0)
         handover_forget(p);
     return r < 0 ? err_wrap(err, r, "another keeper at %s", k->config->socket) : 0;
@@ -103,7 +89,6 @@ static int meet(struct keeper *k, struct err *err)
 {
     bool listens = false;
     int fd = -1, r = fdpass_meet(k->config->socket, TIMEOUT_MS, &fd, &listens, err);
-
     if (r == 0 && listens)
         k->listen_fd = keeper_lift(k, fd);
     return r < 0 || listens ? r : join(k, &k->peers[0], fd, true, err);
@@ -114,10 +99,7 @@ void handover_accept(struct keeper *k)
     struct peer *p = &k->peers[k->peers[0].fd < 0 ? 0 : 1];
     struct err err = ERR_INIT;
     int fd = -1, r = fdpass_accept(k->listen_fd, TIMEOUT_MS, &fd, &err);
-
-    if (r == 0)
-        r = join(k, p, fd, false, &err);
-    if (r < 0)
+    if (r < 0 || join(k, p, fd, false, &err) < 0)
         log_warn("%s", err_text(&err));
     else
         log_info("a %s has come; %zu descriptors", p->keeps ? "store" : "keeper", k->store.n);
@@ -129,7 +111,6 @@ static void listen_now(struct keeper *k)
 {
     struct err err = ERR_INIT;
     int fd = -1;
-
     if (k->listen_fd < 0 && fdpass_listen(k->config->socket, &fd, &err) < 0)
         log_error("no keeper can take over from this one: %s", err_text(&err));
     else if (k->listen_fd < 0)
@@ -139,7 +120,6 @@ static void listen_now(struct keeper *k)
 int handover_init(struct keeper *k, struct err *err)
 {
     int tries = 0, r;
-
     do { /* who has just died may be connected to for another moment */
         err_clear(err);
         usleep(tries ? RETRY_MS * 1000 : 0);
@@ -163,7 +143,6 @@ static void meet_again(struct keeper *k)
 {
     struct err err = ERR_INIT;
     int r = 0;
-
     if (k->phase == PHASE_STOPPED)
         usleep(PRECEDENCE_US);
     if (k->phase != PHASE_WAITING)
@@ -178,8 +157,6 @@ static void meet_again(struct keeper *k)
     k->status = EXIT_FAILURE;
     k->ended = k->pid <= 0 || kill(k->pid, SIGKILL) < 0;
 }
-
-/* ---- what peers say ---- */
 
 static void stopped(struct keeper *k)
 {
@@ -207,7 +184,6 @@ static void obey(struct keeper *k, const struct fdpass *m)
 static void lost(struct keeper *k, struct peer *p)
 {
     bool kept = p->keeps;
-
     log_info("the %s at the other end is gone", kept ? "store" : "keeper");
     if (p->queue >= 0)
         keeper_drain(k, p->queue, p);
@@ -231,7 +207,6 @@ void handover_receive(struct keeper *k, struct peer *p)
     struct err err = ERR_INIT;
     struct fdpass m;
     int r = fdpass_receive(p->fd, MSG_DONTWAIT, &m);
-
     if (r == -EAGAIN)
         return;
     if (r <= 0 || m.cut) {
@@ -251,8 +226,6 @@ void handover_receive(struct keeper *k, struct peer *p)
         keeper_retire(k);
 }
 
-/* ---- what happens to our child ---- */
-
 bool handover_child_died(struct keeper *k)
 {
     if (k->phase == PHASE_STOPPING) {
@@ -267,11 +240,10 @@ bool handover_child_died(struct keeper *k)
 
 void handover_settled(struct keeper *k)
 {
-    if (k->phase != PHASE_TRYING)
-        return;
-    if (!k->peers[0].keeps)
+    if (k->phase == PHASE_TRYING && !k->peers[0].keeps)
         listen_now(k);
-    become(k, PHASE_SERVING, 0);
+    if (k->phase == PHASE_TRYING)
+        become(k, PHASE_SERVING, 0);
 }
 
 void handover_late(struct keeper *k)

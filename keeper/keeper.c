@@ -1,7 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Theory of operation
- *
  * One thread, one poll: the child's messages, a signalfd (all signals that matter are blocked, so
  * nothing is interrupted and pid 1's special dispositions do not apply), and other keepers. Memory
  * is taken at the start and never after.
@@ -12,22 +10,13 @@
  * When the child dies the queue is read before anything else: what it sent just before its death
  * is its successor's.
  *
- * Pauses: restart_min, doubled by each death up to restart_max; a child that lived for settled
- * starts from restart_min again. They are short because the shim gives a silent agent 30 s, and
- * grow because a child that cannot start should not burn a processor.
- *
  * The end. Asked to end (SIGTERM, SIGINT): with the child, with its status (128 + n for a signal).
  * Not asked: only while the store is empty, when the child exits with 0 (its work is finished, and
  * so is ours) or with a status that says "this will not get better" (usage, configuration, not
- * executable), so that the mistake is seen and not retried for ever. Descriptors in the store are
- * pods that live on them: then we hold on and go on trying.
- *
- * Handed over: a command that ends with FDSTORE_EXIT_HANDED_OVER has given its work to a successor
- * under another keeper (adaptor/takeover.c) and has emptied its store. Then we end too. As the first
- * process of a container we wait to be asked: whoever runs the container would start it again, and
- * there the old version would take the work back from the new one.
- *
- * Pid 1 reaps what is not its child too. Elsewhere we become a subreaper, so that it is the same.
+ * executable). Descriptors in the store are pods that live on them: then we go on trying. A command
+ * that ends with FDSTORE_EXIT_HANDED_OVER has given its work to a successor under another keeper
+ * (adaptor/takeover.c): then we end too, but as the first process of a container we wait to be asked:
+ * else it would be started again, and the old version take the work back from the new one.
  */
 #include "keeper/keeper.h"
 
@@ -48,7 +37,6 @@
 int keeper_lift(const struct keeper *k, int fd)
 {
     int lifted = fd < 0 ? -1 : fcntl(fd, F_DUPFD_CLOEXEC, FIRST_FD + (int)k->store.max);
-
     closep(&fd);
     return lifted;
 }
@@ -63,7 +51,6 @@ static bool is_final(int status)
 static void start(struct keeper *k)
 {
     pid_t pid = fdtable_exec(&k->store, k->config->argv, &k->old_mask);
-
     k->started_at = clock_mono_ms();
     k->restart_at = k->started_at + k->config->restart_max / MS; /* for want of a process */
     k->pid = MAX(pid, 0);
@@ -71,10 +58,10 @@ static void start(struct keeper *k)
              k->store.n, pid < 0 ? ": " : "", pid < 0 ? strerror(-pid) : "");
 }
 
+/* Short pauses: the shim gives a silent agent 30 s. Growing: who cannot start burns a processor. */
 static void plan_restart(struct keeper *k, pid_t pid, int wstatus)
 {
     int64_t now = clock_mono_ms();
-
     if (now - k->started_at >= k->config->settled / MS)
         k->pause_ms = k->config->restart_min / MS;
     k->restart_at = now + k->pause_ms;
@@ -89,7 +76,6 @@ static void plan_restart(struct keeper *k, pid_t pid, int wstatus)
 static void child_died(struct keeper *k, pid_t pid, int wstatus)
 {
     int status = WIFSIGNALED(wstatus) ? 128 + WTERMSIG(wstatus) : WEXITSTATUS(wstatus);
-
     keeper_drain(k, k->notify_fd, NULL);
     k->pid = 0;
     if (k->asked_to_end ||
@@ -108,7 +94,6 @@ static void handle_signal(struct keeper *k, const struct signalfd_siginfo *info)
 {
     int sig = (int)info->ssi_signo, wstatus;
     pid_t pid;
-
     while (sig == SIGCHLD && (pid = waitpid(-1, &wstatus, WNOHANG)) > 0)
         if (pid == k->pid)
             child_died(k, pid, wstatus);
@@ -124,14 +109,12 @@ static void handle_signal(struct keeper *k, const struct signalfd_siginfo *info)
 void keeper_retire(struct keeper *k)
 {
     bool rests = getpid() == 1;
-
     k->phase = PHASE_RETIRED;
     k->ended = !rests;
     k->status = rests ? 0 : k->status;
     for (size_t i = 0; i < ARRAY_SIZE(k->peers); i++)
         handover_forget(&k->peers[i]);
-    closep(&k->listen_fd);
-    k->listen_fd = -1;
+    close(TAKE_FD(k->listen_fd));
     fdtable_done(&k->store);
     log_info("the work goes on elsewhere%s", rests ? "; waiting to be ended" : "");
 }
@@ -139,7 +122,6 @@ void keeper_retire(struct keeper *k)
 void keeper_drain(struct keeper *k, int queue, const struct peer *from)
 {
     struct fdpass m;
-
     for (; fdpass_receive(queue, MSG_PEEK | MSG_DONTWAIT, &m) >= 0; fdpass_skip(queue)) {
         struct err err = ERR_INIT;
         int r = fdpass_check(&m, &err);
@@ -167,7 +149,6 @@ static void step(struct keeper *k)
                            {.fd = room ? k->listen_fd : -1, .events = POLLIN}};
     struct signalfd_siginfo info;
     int64_t now = clock_mono_ms(), until = INT32_MAX + now;
-
     if (idle && k->restart_at <= now) {
         start(k);
         return;
@@ -191,7 +172,6 @@ static int block_signals(struct keeper *k, struct err *err)
 {
     static const int signals[] = {SIGCHLD, SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2};
     sigset_t set;
-
     sigemptyset(&set);
     for (const int *sig = signals; sig < signals + ARRAY_SIZE(signals); sig++)
         sigaddset(&set, *sig);
@@ -208,28 +188,21 @@ static int init(struct keeper *k, struct err *err)
     while (open("/dev/null", O_RDWR) >= 0 && fcntl(FIRST_FD, F_GETFD) < 0)
         ;
     close_range(FIRST_FD, ~0U, 0);
-    prctl(PR_SET_CHILD_SUBREAPER, 1);
+    prctl(PR_SET_CHILD_SUBREAPER, 1); /* as pid 1, who reaps what is not its child too */
     fdtable_init(&k->store, FIRST_FD, fdtable_room());
     int fd = -1, r = fdpass_open_queue(k->dir, k->path, &fd, err);
     k->notify_fd = keeper_lift(k, fd);
     fdtable_exec_init(k->path);
-    if (r == 0)
-        r = block_signals(k, err);
-    if (r == 0 && k->config->socket[0])
-        r = handover_init(k, err);
-    return r;
+    r = r < 0 ? r : block_signals(k, err);
+    return r < 0 || !k->config->socket[0] ? r : handover_init(k, err);
 }
 
 int keeper_run(const struct keeper_config *config, int *ret_status, struct err *err)
 {
-    struct keeper k = {.config = config,
-                       .pause_ms = config->restart_min / MS,
-                       .signal_fd = -1,
-                       .listen_fd = -1,
-                       .notify_fd = -1,
-                       .peers = {NO_PEER, NO_PEER}};
+    struct keeper k = {.config = config, .pause_ms = config->restart_min / MS};
+    k.signal_fd = k.listen_fd = k.notify_fd = -1;
+    k.peers[0] = k.peers[1] = NO_PEER;
     int r = init(&k, err);
-
     if (r == 0 && !config->argv)
         keeper_confine();
     while (r == 0 && !k.ended)

@@ -25,7 +25,6 @@ struct peer {
     int fd, queue; /* -1: none; queue: of its child, ours to read when it has died */
     bool keeps;    /* a store alone */
 };
-
 #define NO_PEER ((struct peer){.fd = -1, .queue = -1})
 
 struct keeper {
@@ -46,8 +45,7 @@ struct keeper {
 int keeper_run(const struct keeper_config *config, int *ret_status, struct err *err);
 /* Moves a descriptor of ours out of the store's way; -1 stays -1. */
 int keeper_lift(const struct keeper *k, int fd);
-/* Our work is done elsewhere. */
-void keeper_retire(struct keeper *k);
+void keeper_retire(struct keeper *k); /* our work is done elsewhere */
 /* Applies what is in a queue of messages; from: whose it is, NULL: our own child's. */
 void keeper_drain(struct keeper *k, int queue, const struct peer *from);
 
@@ -61,8 +59,6 @@ void handover_receive(struct keeper *k, struct peer *p);
 void handover_relay(struct keeper *k, const struct peer *from, const struct fdpass *m);
 /* True: the death is the hand-over's affair and no reason to start the child again. */
 bool handover_child_died(struct keeper *k);
-/* The child is ready: there is no way back to the predecessor. */
-void handover_settled(struct keeper *k);
+void handover_settled(struct keeper *k); /* the child is ready: there is no way back */
 void handover_forget(struct peer *p);
-/* k->deadline has passed. */
-void handover_late(struct keeper *k);
+void handover_late(struct keeper *k); /* k->deadline has passed */

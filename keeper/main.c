@@ -9,12 +9,10 @@
 #include "keeper/keeper.h"
 
 #define PROGRAM "peerpod-keeper"
-#define EXIT_USAGE 2
 
 struct options {
     struct keeper_config keeper;
-    char *log_level, *log_format;
-    bool help, version;
+    struct opt_program program;
 };
 
 #define ROW(name, kind, field)                                                                     \
@@ -29,32 +27,25 @@ static const struct opt table[] = {
     {ROW("restart-max", DURATION, keeper.restart_max), TIME("5s"), .help = "Longest pause"},
     {ROW("settled", DURATION, keeper.settled), TIME("10s"),
      .help = "A command that has run for so long starts the pauses from the shortest again"},
-    {ROW("log-level", STRING, log_level), .def = "info", .choices = log_levels,
-     .help = "Least level that is logged"},
-    {ROW("log-format", STRING, log_format), .def = "text", .choices = log_formats,
-     .help = "Lines or JSON objects"},
-    {ROW("help", BOOL, help), .help = "Show this text"},
-    {ROW("version", BOOL, version), .help = "Show the version"},
+    OPT_PROGRAM_ROWS(offsetof(struct options, program), NULL, NULL),
     OPT_END,
 };
 
 static const char usage[] =
     "Usage: " PROGRAM " [OPTIONS] -- COMMAND [ARGUMENTS]\n"
     "       " PROGRAM " [OPTIONS] -socket PATH\n\n"
-    "Runs COMMAND, starts it again when it dies, and keeps the descriptors that it stores\n"
-    "meanwhile (NOTIFY_SOCKET, LISTEN_FDS, as systemd does); without COMMAND keeps those of the\n"
-    "keepers that come to PATH.\n\n";
+    "Runs COMMAND, starts it again when it dies, and keeps the descriptors it stores meanwhile, "
+    "as\n"
+    "systemd does; without COMMAND keeps those of the keepers that come to PATH.\n\n";
 
 static int run(const struct options *o)
 {
     struct err err = ERR_INIT;
     int status = EXIT_FAILURE;
-
     if (!o->keeper.argv && str_empty(o->keeper.socket)) {
         fprintf(stderr, PROGRAM ": no command given, and no -socket\n");
-        return EXIT_USAGE;
+        return OPT_EXIT_USAGE;
     }
-    log_init_words(PROGRAM, o->log_level, o->log_format);
     /* A child that is root gets everything back by its exec. */
     if (geteuid() == 0 && harden_capabilities(0, o->keeper.argv != NULL, &err) < 0)
         log_warn("going on with more rights than are needed: %s", err_text(&err));
@@ -64,26 +55,15 @@ static int run(const struct options *o)
     return err.code < 0 ? EXIT_FAILURE : status;
 }
 
-int main(int argc, char **argv)
+int main(int argc _unused_, char **argv)
 {
     struct options o = {0};
     struct opt_set sets[] = {{.title = PROGRAM, .opts = table, .target = &o}, {0}};
     _cleanup_free_ char **rest = NULL;
-    struct err err = ERR_INIT;
-    int status = EXIT_SUCCESS;
-
     harden_no_dumps();
-    if (opt_parse(sets, argv + MIN(argc, 1), NULL, &rest, &err) < 0) {
-        fprintf(stderr, PROGRAM ": %s\nTry '" PROGRAM " --help'.\n", err_text(&err));
-        status = EXIT_USAGE;
-    } else if (o.help) {
-        opt_print_help(usage, sets);
-    } else if (o.version) {
-        puts(PROGRAM " " PP_VERSION);
-    } else {
-        o.keeper.argv = rest && rest[0] ? rest : NULL;
-        status = run(&o);
-    }
+    int status = opt_begin(PROGRAM, usage, sets, &o.program, argv, &rest);
+    o.keeper.argv = rest && rest[0] ? rest : NULL;
+    status = status < 0 ? run(&o) : status;
     opt_done(sets);
     return status;
 }

@@ -442,6 +442,23 @@ void opt_print_help(const char *usage, const struct opt_set *sets)
     buf_done(&out);
 }
 
+int opt_begin(const char *program, const char *usage, struct opt_set *sets,
+              const struct opt_program *o, char *const *argv, char ***ret_rest)
+{
+    struct err err = ERR_INIT;
+    if (opt_parse(sets, argv + (argv[0] ? 1 : 0), NULL, ret_rest, &err) < 0) {
+        fprintf(stderr, "%s: %s\nTry '%s --help'.\n", program, err_text(&err), program);
+        return OPT_EXIT_USAGE;
+    }
+    if (o->help)
+        opt_print_help(usage, sets);
+    else if (o->version)
+        printf("%s %s\n", program, PP_VERSION);
+    else
+        log_init_words(program, o->log_level, o->log_format);
+    return o->help || o->version ? EXIT_SUCCESS : -1;
+}
+
 static void add_value(const struct opt_set *set, const struct opt *o, struct buf *out)
 {
     const void *target = field(set, o);

@@ -72,6 +72,34 @@ void opt_done(struct opt_set *sets);
 void opt_help(const struct opt_set *sets, struct buf *out);
 /* The usage, then opt_help, to standard output. */
 void opt_print_help(const char *usage, const struct opt_set *sets);
+
+/* What a program with one table has beside its own: its last rows. */
+struct opt_program {
+    char *log_level, *log_format;
+    bool help, version;
+};
+
+#define OPT_PROGRAM_ROW(kind, word, field) .flag = word, .type = OPT_##kind, .offset = field
+#define OPT_PROGRAM_ROWS(at, level_env, format_env)                                                \
+    {OPT_PROGRAM_ROW(STRING, "log-level", (at) + offsetof(struct opt_program, log_level)),         \
+     .env = (level_env), .def = "info", .choices = log_levels,                                     \
+     .help = "Least level that is logged"},                                                        \
+        {OPT_PROGRAM_ROW(STRING, "log-format", (at) + offsetof(struct opt_program, log_format)),   \
+         .env = (format_env), .def = "text", .choices = log_formats,                               \
+         .help = "Lines or JSON objects"},                                                         \
+        {OPT_PROGRAM_ROW(BOOL, "help", (at) + offsetof(struct opt_program, help)),                 \
+         .help = "Show this text"},                                                                \
+    {                                                                                              \
+        OPT_PROGRAM_ROW(BOOL, "version", (at) + offsetof(struct opt_program, version)),            \
+            .help = "Show the version"                                                             \
+    }
+
+#define OPT_EXIT_USAGE 2
+
+/* Parses as opt_parse, answers -help (usage, then the table) and -version, sets up the log.
+ * -1: go on; else the program's exit status. */
+int opt_begin(const char *program, const char *usage, struct opt_set *sets,
+              const struct opt_program *o, char *const *argv, char ***ret_rest);
 /* KEY=value lines, in the form of the config file, secrets redacted, with the source of each. */
 void opt_print_config(const struct opt_set *sets, struct buf *out);
 /* Man page section (Markdown) from the same tables. */
