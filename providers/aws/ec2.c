@@ -139,18 +139,27 @@ static enum ec2_state parse_state(const struct xml_node *item)
 
 static void parse_tags(const struct xml_node *item, struct ec2_instance *ret)
 {
+    const struct {
+        const char *key;
+        char *value;
+        size_t size;
+    } kept[] = {
+        {"Name", ret->name, sizeof(ret->name)},
+        {TAG_SANDBOX, ret->sandbox, sizeof(ret->sandbox)},
+        {TAG_BOOT, ret->boot, sizeof(ret->boot)},
+        {TAG_CLUSTER, ret->cluster, sizeof(ret->cluster)},
+        {TAG_NODE, ret->node, sizeof(ret->node)},
+        {TAG_NAMESPACE, ret->namespace, sizeof(ret->namespace)},
+        {TAG_POD, ret->pod, sizeof(ret->pod)},
+    };
     char key[TAG_TEXT_MAX];
 
     for (const struct xml_node *t = xml_first(xml_find(item, "tagSet")); t; t = xml_next(t)) {
         (void)xml_text(t, "key", key, sizeof(key));
-        if (str_eq(key, "Name"))
-            (void)xml_text(t, "value", ret->name, sizeof(ret->name));
-        else if (str_eq(key, TAG_SANDBOX))
-            (void)xml_text(t, "value", ret->sandbox, sizeof(ret->sandbox));
-        else if (str_eq(key, TAG_BOOT))
-            (void)xml_text(t, "value", ret->boot, sizeof(ret->boot));
-        else if (str_eq(key, TAG_EXTERNAL))
-            ret->external = true;
+        for (size_t i = 0; i < ARRAY_SIZE(kept); i++)
+            if (str_eq(key, kept[i].key))
+                (void)xml_text(t, "value", kept[i].value, kept[i].size);
+        ret->external |= str_eq(key, TAG_EXTERNAL);
     }
 }
 

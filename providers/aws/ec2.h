@@ -73,6 +73,7 @@ struct ec2_instance {
     char private_ip[INSTANCE_ADDRESS_SIZE], public_ip[INSTANCE_ADDRESS_SIZE];
     char ipv6[INSTANCE_ADDRESS_SIZE];
     char name[INSTANCE_NAME_MAX + 1], sandbox[64 + 1], boot[40]; /* from its tags */
+    char cluster[65], node[254], namespace[64], pod[254];        /* too; "" if longer */
     size_t n_interfaces;
     char second_interface[EC2_ID_MAX]; /* the one with device index 1; "" */
     bool second_public;                /* it has a public address */

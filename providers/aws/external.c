@@ -20,15 +20,37 @@
 #define REMOVE_MAX_MS 4000
 #define REMOVE_MS 120000
 
+#define ADDRESS_TAGS_MAX 8
+
+/* The instance's own, so that whoever finds the address knows whose it is. */
+static void copy_tags(const struct ec2_instance *i, struct tag ret[ADDRESS_TAGS_MAX])
+{
+    const struct tag all[] = {{TAG_CREATOR, "cloud-api-adaptor"},
+                              {TAG_SANDBOX, i->sandbox},
+                              {TAG_BOOT, i->boot},
+                              {TAG_CLUSTER, i->cluster},
+                              {TAG_NODE, i->node},
+                              {TAG_NAMESPACE, i->namespace},
+                              {TAG_POD, i->pod}};
+    size_t n = 0;
+
+    _Static_assert(ARRAY_SIZE(all) < ADDRESS_TAGS_MAX, "and the end");
+    for (size_t k = 0; k < ARRAY_SIZE(all); k++)
+        if (*all[k].value)
+            ret[n++] = all[k];
+    ret[n] = (struct tag){0};
+}
+
 int aws_external_connect(struct aws_provider *a, struct job *job, const struct ec2_instance *i,
                          struct err *err)
 {
-    const struct tag tags[] = {{TAG_SANDBOX, i->sandbox}, {TAG_BOOT, i->boot}, {0}};
+    struct tag tags[ADDRESS_TAGS_MAX];
     const struct ec2_run owner = {.name = i->name, .tags = tags, .more_tags = a->config->tags};
     struct ec2_address found[EC2_LEFTOVERS_MAX], made;
     size_t n;
     int r = ec2_find_addresses(a->client, job, i->sandbox, found, &n, err);
 
+    copy_tags(i, tags);
     if (r < 0)
         return r;
     for (size_t k = 0; k < n; k++)

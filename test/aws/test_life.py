@@ -83,7 +83,7 @@ def test_stopped_is_gone(aws):
 
 
 def test_external_network(aws):
-    made = aws.one("create", "podvm-a", "s1", "external")
+    made = aws.one("create", "podvm-a", "s1", "external", *TAGS)
     assert made["code"] == 0 and made["addresses"] == []
     waited = aws.one("wait", made["id"], "s1")
     instance, = aws.instances("running")
@@ -91,7 +91,9 @@ def test_external_network(aws):
     address, = aws.ec2.describe_addresses()["Addresses"]
     second, = [n for n in instance["NetworkInterfaces"] if n["Attachment"]["DeviceIndex"] == 1]
     assert address["NetworkInterfaceId"] == second["NetworkInterfaceId"]
-    assert {"Key": "peerpod-sandbox", "Value": "s1"} in address["Tags"]
+    assert {t["Key"]: t["Value"] for t in address["Tags"]} == {
+        "Name": "podvm-a", "peerpod-sandbox": "s1", "peerpod-creator": "cloud-api-adaptor",
+        **dict(t.split("=", 1) for t in TAGS)}
     aws.one("wait", made["id"], "s1")  # again: no second address
     assert len(aws.ec2.describe_addresses()["Addresses"]) == 1
     assert aws.one("delete", made["id"], "s1")["code"] == 0
