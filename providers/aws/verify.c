@@ -11,8 +11,8 @@
  *   permissions      the very request of a pod and a termination with DryRun
  *   quota            vCPUs of the default type's family, by Service Quotas
  *
- * With a launch template image, type and network are the template's, and not looked at one by one:
- * the request with DryRun goes through EC2's own checks of the template.
+ * With a launch template image, default type and network are the template's, and not looked at one
+ * by one: the request with DryRun goes through EC2's own checks of the template.
  *
  * A finding that is bad does not end the rest: one run shows all there is to mend. Only without an
  * identity nothing else is asked. What cannot be read (a Describe permission that pods do not need) is
@@ -40,6 +40,7 @@ struct findings {
     provider_finding_fn *fn;
     void *arg;
     bool bad;
+    bool unsure;                         /* a security group names a prefix list */
     char node_ip[INSTANCE_ADDRESS_SIZE]; /* "": not on EC2 */
     struct aws_node node;
 };
@@ -199,8 +200,9 @@ static bool in_range(const char *cidr, const char *address)
     return bits == 0 || ((ntohl(net.s_addr) ^ ntohl(a.s_addr)) >> (32 - bits)) == 0;
 }
 
-/* Does this permission of a group name the node, by address or by a group of its own? */
-static bool admits_node(const struct findings *f, const struct xml_node *permission)
+/* Does this permission of a group name the node, by address or by a group of its own? What a prefix
+ * list holds is not asked: it may. */
+static bool admits_node(struct findings *f, const struct xml_node *permission)
 {
     char value[EC2_ID_MAX];
 
@@ -211,10 +213,11 @@ static bool admits_node(const struct findings *f, const struct xml_node *permiss
         for (size_t i = 0; i < f->node.n_groups; i++)
             if (xml_text_is(n, "groupId", f->node.groups[i]))
                 return true;
+    f->unsure |= xml_first(xml_find(permission, "prefixListIds")) != NULL;
     return false;
 }
 
-static bool admits(const struct findings *f, const struct xml_node *group, const char *protocol,
+static bool admits(struct findings *f, const struct xml_node *group, const char *protocol,
                    uint64_t port)
 {
     const struct xml_node *n = xml_first(xml_find(group, "ipPermissions"));
@@ -274,10 +277,11 @@ static void groups(struct findings *f)
              "metadata service does not answer",
              g.n);
     else if (!g.tunnel || !g.vxlan)
-        find(f, FINDING_BAD, "security groups",
-             "%s%s%s not open from this node (%s): allow both from the nodes' security group",
+        find(f, f->unsure ? FINDING_NOTE : FINDING_BAD, "security groups",
+             "%s%s%s not open from this node (%s)%s: allow both from the nodes' security group",
              g.tunnel ? "" : "TCP 15150 (tunnel)", !g.tunnel && !g.vxlan ? " and " : "",
-             g.vxlan ? " is" : "UDP 4789 (pod network) is", f->node_ip);
+             g.vxlan ? " is" : "UDP 4789 (pod network) is", f->node_ip,
+             f->unsure ? ", unless by a prefix list, which is not looked into" : "");
     else
         find(f, FINDING_OK, "security groups", "TCP 15150 and UDP 4789 are open from %s",
              f->node_ip);
@@ -366,8 +370,9 @@ static int get_quota(struct findings *f, const char *code, double *ret, struct e
  * pod is what new accounts have. */
 static void quota(struct findings *f)
 {
-    const char *type = f->a->config->instance_type;
-    const char *code = quota_code(type, f->a->config->spot);
+    const struct aws_config *c = f->a->config;
+    const char *type = c->use_launch_template ? "the template's type" : c->instance_type;
+    const char *code = quota_code(type, c->spot);
     const struct aws_type *list;
     struct err err = ERR_INIT;
     uint32_t vcpus = 0;
@@ -460,9 +465,11 @@ int aws_diagnose(struct provider *p, struct job *job, provider_finding_fn *fn, v
         return -EINVAL;
     if (f.a->config->use_launch_template) {
         find(&f, FINDING_NOTE, "launch template",
-             "%s decides about image, type and network: of these only what RunInstances checks is "
-             "checked",
+             "%s decides about image, network and the type of a pod that asks for none: of these "
+             "only what RunInstances checks is checked",
              f.a->config->launch_template);
+        if (*f.a->config->instance_types)
+            types(&f);
     } else {
         image(&f);
         types(&f);

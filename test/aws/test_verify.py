@@ -98,6 +98,17 @@ def test_other_addresses_do_not_count(aws):
     assert verify(aws, code=0)
 
 
+def test_prefix_lists(aws):
+    """They may hold the node: no verdict."""
+    aws.imds.values["/latest/meta-data/local-ipv4"] = NODE_IP
+    aws.proxy.rules.append(lambda e: (200, b"""<r><securityGroupInfo><item><ipPermissions><item>
+        <ipProtocol>-1</ipProtocol><prefixListIds><item><prefixListId>pl-1</prefixListId></item></prefixListIds>
+        </item></ipPermissions></item></securityGroupInfo></r>""")
+        if e.action == "DescribeSecurityGroups" else None)
+    (result, _, text), = [f for f in verify(aws, code=0) if f[1] == "security groups"]
+    assert result == "note" and "prefix list" in text
+
+
 def test_subnets(node):
     found = bad(verify(node, "-subnetid", "subnet-0123456789abcdef0", code=1))
     assert ("subnet" in [what for what, _ in found]) and "subnet-0123456789abcdef0" in str(found)
@@ -146,6 +157,9 @@ def test_launch_template(node):
                             if e.action == "RunInstances" else None)
     (what, text), = bad(verify(node, *flags, code=1))
     assert what == "RunInstances" and "-aws-lt-name" in text
+    assert not node.proxy.of("GetServiceQuota")
+    # What a pod may ask for is chosen from the list all the same.
+    assert bad(verify(node, *flags, "-instance-types", "nope.large"))[0][0] == "instance type"
 
 
 def test_permissions():
