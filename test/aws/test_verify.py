@@ -194,6 +194,25 @@ def test_the_policy_of_the_documentation():
         aws.stop()
 
 
+def test_the_policy_for_the_external_network():
+    """With what the table names beside it."""
+    text = (world.SOURCE / "docs" / "aws.md").read_text()
+    policy = json.loads(re.search(r"```json\n(.*?)```", text, re.S)[1])
+    row = re.search(r"^\| `-ext-network-via-podvm` \| (.*) \|$", text, re.M)[1]
+    policy["Statement"].append({"Effect": "Allow", "Action": re.findall(r"`(.*?)`", row),
+                                "Resource": "*"})
+    aws = world.World(policy)
+    try:
+        made = aws.one("create", "podvm-a", "s1", "external")
+        assert made["code"] == 0, made
+        waited = aws.one("wait", made["id"], "s1")
+        assert waited["code"] == 0 and aws.ec2.describe_addresses()["Addresses"], waited
+        assert aws.one("delete", made["id"], "s1")["code"] == 0
+        aws.nothing_left()
+    finally:
+        aws.stop()
+
+
 def test_no_identity(aws):
     found = verify(aws, env=aws.environment(AWS_SECRET_ACCESS_KEY="wrong"), code=1)
     assert [what for _, what, _ in found] == ["identity"]
