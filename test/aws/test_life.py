@@ -135,6 +135,17 @@ def test_many_at_once(aws):
     aws.nothing_left()
 
 
+def test_facts_are_asked_once(aws):
+    """Types, AMI and the node's network are the same for all pods of a process."""
+    asked = []
+    aws.imds.hook = lambda when, path: asked.append(path) if when == "after" else None
+    assert aws.tool("life", "8", flags=["-instance-types", "m6a.large,m6a.xlarge"]) == []
+    assert len(aws.proxy.of("RunInstances")) == 8
+    assert len(aws.proxy.of("DescribeInstanceTypes")) == len(aws.proxy.of("DescribeImages")) == 1
+    assert len([path for path in asked if path.endswith("/subnet-id")]) == 1
+    aws.nothing_left()
+
+
 def test_pages(aws):
     for _ in range(101):  # moto counts reservations
         aws.ec2.run_instances(ImageId=aws.image, MinCount=2, MaxCount=2, InstanceType="m6a.large",
