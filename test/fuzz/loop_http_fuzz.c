@@ -8,6 +8,7 @@
 #include <pthread.h>
 #include <signal.h>
 #include <sys/socket.h>
+#include <sys/time.h>
 
 #include "loop/http.h"
 #include "loop/rest.h"
@@ -51,11 +52,14 @@ static ssize_t send_answer(int fd)
 
 static void *serve(void *arg)
 {
+    static const struct timeval linger = {.tv_usec = 500000};
     char request[4096];
     for (;;) {
         int fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
         if (fd < 0)
             continue;
+        /* Not for ever: a client that keeps this connection may wait on another one. */
+        setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &linger, sizeof(linger));
         ssize_t n = recv(fd, request, sizeof(request), 0); /* comes in one piece */
         if (n > 0)
             n = send_answer(fd);
