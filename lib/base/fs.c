@@ -17,7 +17,9 @@ int fs_read(int dirfd, const char *path, size_t max, char **ret, size_t *ret_len
     if (fd < 0)
         return err_errno(err, -errno, "opening %s", path);
     struct stat st;
-    if (fstat(fd, &st) < 0 || !S_ISREG(st.st_mode))
+    if (fstat(fd, &st) < 0)
+        return err_errno(err, -errno, "looking at %s", path);
+    if (!S_ISREG(st.st_mode))
         return err_set(err, -EINVAL, "%s is not a regular file", path);
     struct buf b = BUF_INIT(max + 1);
     for (;;) {
