@@ -42,7 +42,7 @@
 #define LISTEN_NAME "listen"
 #define BACKLOG 1024 /* many at once must not shut the daemon out: a connect of its waits 500 ms */
 #define HOST_MAX 256
-#define ACCEPTS_AT_ONCE 16
+#define ACCEPTS_AT_ONCE 8 /* fewer than may be pending: what they have said is heard in between */
 #define GREETING_MS 10000
 #define SILENT_GREETING_MS 3600000 /* without TLS an adaptor says nothing until its first call */
 

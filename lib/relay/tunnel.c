@@ -279,7 +279,11 @@ int tunnel_accept(struct tunnel *t, int fd, struct err *err)
     int flags = fcntl(fd, F_GETFL);
     if (flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0)
         return err_errno(err, -errno, "making a connection non-blocking");
-    return session_new(t, TAKE_FD(owned), SESSION_HANDSHAKE, err);
+    int r = session_new(t, TAKE_FD(owned), SESSION_HANDSHAKE, err);
+    /* What it has said already is heard before the next ones come: it is not taken for silent. */
+    if (r == 0)
+        hub_queue(container_of(t->sessions.prev, struct session, in_tunnel));
+    return r;
 }
 
 void tunnel_set_agent_ready(struct tunnel *t, bool ready)

@@ -293,7 +293,8 @@ static void session_up(struct session *s)
         t->stats.silence_ms = clock_mono_ms() - t->stats.last_rx_ms;
     free(TAKE_PTR(t->trouble));
     tls_connection_settle(s->ssl);
-    tls_identity_rest(t->config.self);
+    if (is_daemon(s)) /* of whose tunnels there are a thousand */
+        tls_identity_rest(t->config.self);
     memcpy(t->stats.peer, s->peer, sizeof(t->stats.peer));
     hub_queue(s);
     t->ops->up(t->owner, first);
