@@ -4,14 +4,15 @@
  * and StopVM of one pod, an outside step of the daemon, the helper or the VM's PID 1 failing,
  * cancelled (the shim's connection ends) or killed. The keeper starts the daemon again. Pairs: the
  * second fault strikes while the first is cleaned up after, in the daemon's recovery above all. The
- * same for a restart with the pod running, and for a question on the control socket.
+ * same for a restart with the pod running, for a second daemon that takes the running pod over (the
+ * steps of both count), and for a question on the control socket.
  *
  * After each the caller does what a shim does, StopVM until it is answered; then files, processes,
  * links, mounts and the daemon's descriptors and threads must be as before.
  *
  * The steps are sampled so that the test takes a minute; STEPFAULT_FULL=1 tries them all.
  *
- * usage: adaptor_step_faults [pod|restart|control [FAULTS [FIRST]]], FAULTS as in the table
+ * usage: adaptor_step_faults [pod|restart|takeover|control [FAULTS [FIRST]]], FAULTS as in the table
  */
 #include <dirent.h>
 #include <errno.h>
@@ -21,6 +22,7 @@
 #include <stdio.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 
 #include "base/clock.h"
 #include "base/fs.h"
@@ -227,7 +229,7 @@ static char *snapshot(void *arg)
     return world_snapshot_of(s->killing ? 0 : daemon_pid(), watched);
 }
 
-static void start_node(struct subject *s)
+static pid_t start_node(void)
 {
     char program[PATH_MAX], keeper[PATH_MAX];
 
@@ -256,13 +258,42 @@ static void start_node(struct subject *s)
                                 "-proxy-timeout",
                                 "5s",
                                 NULL};
-    s->keeper = fork();
-    if (s->keeper == 0) {
+    pid_t pid = fork();
+    if (pid == 0) {
         int fd = open(node_log, O_WRONLY | O_CREAT | O_APPEND, 0600);
         if (dup2(fd, 1) >= 0 && dup2(fd, 2) >= 0)
             execv(keeper, (char **)(uintptr_t)argv);
         _exit(127);
     }
+    return pid;
+}
+
+/* A second daemon comes while the pod runs. Whichever has the pod in the end, the other's keeper ends. */
+static int takeover(void *arg, struct err *err)
+{
+    struct subject *s = arg;
+    struct stepfault_control *k = stepfault_control();
+    unsigned mode = atomic_exchange(&k->mode, STEPFAULT_OFF);
+    int r = create_vm(arg, err);
+
+    if (r == 0)
+        r = start_vm(arg, err);
+    if (r < 0)
+        return r;
+    atomic_store(&k->count, 0);
+    atomic_store(&k->mode, mode);
+    pid_t keepers[] = {s->keeper, start_node()}, ended = 0;
+    for (int64_t until = clock_mono_ms() + 30000; clock_mono_ms() < until; usleep(20000)) {
+        struct err e = ERR_INIT;
+        pid_t pid = waitpid(-1, NULL, WNOHANG);
+        if (pid == keepers[0] || pid == keepers[1])
+            ended = pid;
+        if (ended)
+            s->keeper = ended == keepers[0] ? keepers[1] : keepers[0];
+        if (ended && control(arg, &e) == 0)
+            return 0;
+    }
+    return err_set(err, -ETIMEDOUT, "two daemons do not become one");
 }
 
 static void bind_control(const char *block, const char *program)
@@ -331,7 +362,7 @@ static void setup(struct subject *s)
     bind_control(block, "peerpod-local-vm");
     if (make_netns(&err) < 0)
         die(err.text);
-    start_node(s);
+    s->keeper = start_node();
     for (int i = 0; access(path_socket, F_OK) < 0; i++) {
         if (i > 500)
             die("the daemon does not open its socket");
@@ -344,12 +375,12 @@ static void setup(struct subject *s)
 static const struct operation {
     const char *word;
     int (*run)(void *arg, struct err *err);
-} operations[] = {{"pod", pod}, {"restart", restart}, {"control", control}};
+} operations[] = {{"pod", pod}, {"restart", restart}, {"takeover", takeover}, {"control", control}};
 
 static const struct faults {
     const char *word, *operation;
     enum stepfault_mode mode, pair;
-    unsigned samples;
+    unsigned samples; /* 0: only where it is asked for by name */
 } faults[] = {
     {"fail", "pod", STEPFAULT_FAIL, STEPFAULT_OFF, 6},
     {"cancel", "pod", STEPFAULT_CANCEL, STEPFAULT_OFF, 5},
@@ -361,6 +392,9 @@ static const struct faults {
     {"kill+kill", "pod", STEPFAULT_KILL, STEPFAULT_KILL, 2},
     {"fail", "restart", STEPFAULT_FAIL, STEPFAULT_OFF, 3},
     {"kill", "restart", STEPFAULT_KILL, STEPFAULT_OFF, 3},
+    /* By hand: it finds that a daemon which cannot bind .takeover (EMFILE) does not try again. */
+    {"fail", "takeover", STEPFAULT_FAIL, STEPFAULT_OFF, 0},
+    {"kill", "takeover", STEPFAULT_KILL, STEPFAULT_OFF, 3},
     {"fail", "control", STEPFAULT_FAIL, STEPFAULT_OFF, 10},
     {"kill", "control", STEPFAULT_KILL, STEPFAULT_OFF, 4},
 };
@@ -417,7 +451,7 @@ static unsigned run(struct subject *s, const struct operation *o, const struct f
     char name[64];
     unsigned steps = count_steps(s, o);
     bool full = str_eq(getenv("STEPFAULT_FULL"), "1");
-    unsigned stride = full ? 1 : MAX(steps / f->samples, 1U);
+    unsigned stride = full ? 1 : MAX(steps / MAX(f->samples, 1U), 1U);
     struct stepfault_case c = {.name = name,
                                .mode = f->mode,
                                .pair = f->pair,
@@ -432,7 +466,8 @@ static unsigned run(struct subject *s, const struct operation *o, const struct f
                                .settle_ms = 10000};
 
     /* The daemon has died in between. */
-    s->killing = f->mode == STEPFAULT_KILL || f->pair == STEPFAULT_KILL || o->run == restart;
+    s->killing = f->mode == STEPFAULT_KILL || f->pair == STEPFAULT_KILL || o->run == restart ||
+                 o->run == takeover;
     (void)snprintf(name, sizeof(name), "daemon's %s, %s", o->word, f->word);
     return stepfault_run(&c, s);
 }
@@ -461,7 +496,7 @@ int main(int argc, char **argv)
         for (size_t k = 0; k < ARRAY_SIZE(faults); k++)
             if (str_eq(faults[k].operation, operations[i].word) &&
                 (argc < 2 || str_eq(argv[1], operations[i].word)) &&
-                (argc < 3 || str_eq(argv[2], faults[k].word)))
+                (argc < 3 ? faults[k].samples > 0 : str_eq(argv[2], faults[k].word)))
                 wrong += run(&s, &operations[i], &faults[k], first);
     if (wrong)
         print_log();
