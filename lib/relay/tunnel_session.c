@@ -970,7 +970,8 @@ static void handshake_run(struct session *s)
             poll_for(s, events);
         return;
     }
-    ERR_clear_error(); /* of what was tried in passing */
+    ERR_clear_error();   /* of what was tried in passing */
+    s->read_more = true; /* OpenSSL may hold what came behind, and no poll tells of it */
     hello_handshaken(s);
 }
 

@@ -256,7 +256,7 @@ static pid_t start_node(void)
                                 "-node-name",
                                 "worker",
                                 "-proxy-timeout",
-                                "5s",
+                                "10s",
                                 NULL};
     pid_t pid = fork();
     if (pid == 0) {
