@@ -4,6 +4,7 @@
 KILLS ?= 20000
 PODS ?= 100
 FUZZ_TIME ?= 60
+HOURS_SECONDS ?= 3600
 BENCH_RUNS ?= 9
 BENCH_MTU ?= 1500
 SCALE_PODS ?= 1000
@@ -16,7 +17,7 @@ JOBS ?= 2
 export JOBS
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build release demo test kill-loop bench-tunnel bench-scale bench-network blackout storm takeover throttled fuzz fuzz-coverage lint tidy format coverage man install clean
+.PHONY: help setup build release demo test kill-loop bench-tunnel bench-scale bench-network blackout storm takeover throttled hours fuzz fuzz-coverage lint tidy format coverage man install clean
 
 help: ## list the targets (this text)
 	@echo "usage: make TARGET [VARIABLE=value]"; echo
@@ -83,6 +84,14 @@ throttled: ## 50 pods on a node that AWS's double lets make one call per second 
 	@scripts/build dev >&2
 	@THROTTLE_RATE=1 THROTTLE_PODS=50 PEERPOD_PROVIDER=aws PEERPOD_BIN=build/bin PEERPOD_SOURCE=. \
 		test/pytest_run.py --isolated test/chain/aws_throttled_test.py -s
+
+hours: ## connections of Go's and Rust's ttrpc libraries that last HOURS_SECONDS=3600 (root); the last line is JSON
+	@scripts/setup >&2
+	@scripts/build dev >&2
+	@ctest --test-dir build -R '^foreign\.(go|rust)$$' >&2
+	@echo '{"name": "hours", "pass": false}' >build/hours.json
+	@HOURS_SECONDS=$(HOURS_SECONDS) HOURS_RESULT=build/hours.json PEERPOD_BIN=$(CURDIR)/build/bin PEERPOD_SOURCE=. \
+		test/pytest_run.py --isolated test/chain/hours_test.py >&2; status=$$?; cat build/hours.json; exit $$status
 
 fuzz: ## libFuzzer on every target (FUZZ_TIME=60 seconds each); the last line is JSON
 	@scripts/setup >&2

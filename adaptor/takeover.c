@@ -50,7 +50,9 @@
  * ends with 1 until the other is gone.
  *
  * The socket `.takeover` lies in the state directory, so that both find it whatever else they were
- * told; only who has the lock binds it. Messages are structs: both ends are on one machine.
+ * told; only who has the lock binds it. What keeps it from being bound or a successor from being
+ * accepted (no descriptor left, a full disk) may pass, so it is tried again until it is done: with
+ * growing pauses, and said once. Messages are structs: both ends are on one machine.
  */
 #include "adaptor/takeover.h"
 
@@ -76,6 +78,8 @@
 #define SERVING_MS (10000 / HASTE) /* for a recovery; the shim's patience is 30 s */
 #define PAUSE_MS (2000 / HASTE)    /* for changes of pods' networks; less than STEP_MS */
 #define RESUME_MS (2000 / HASTE)   /* for the kernel to take the lock from a dead successor */
+#define AGAIN_MIN_MS 100           /* between tries to listen */
+#define AGAIN_MAX_MS 10000
 #define VERSION 1
 
 enum message_type { ASK = 1, REFUSED, DESCRIPTORS, HELD, ALL, STORED, UNLOCKED, SERVING };
@@ -109,6 +113,8 @@ struct takeover {
     struct job_pool *jobs; /* of the daemon, to be left alone at the end */
     int listen_fd, predecessor;
     uv_poll_t *listener, *waiting;
+    uv_timer_t *again;
+    uint64_t again_ms; /* the next pause; 0: nothing is wrong */
 };
 
 /* -- messages -- */
@@ -381,6 +387,9 @@ int takeover_begin(uv_loop_t *loop, struct job_pool *jobs, struct tenure *t, str
     struct err busy = ERR_INIT;
     *o = (struct takeover){
         .loop = loop, .tenure = t, .jobs = jobs, .listen_fd = -1, .predecessor = -1};
+    o->again = xcalloc(1, sizeof(*o->again));
+    uv_timer_init(loop, o->again);
+    o->again->data = o;
     int r = tenure_begin(t, &busy);
     if (r == -EBUSY)
         r = take_over(o, &busy, err);
@@ -437,7 +446,7 @@ static int send_all(int fd, const struct everything *e, bool same_store, struct 
     return r < 0 ? r : expect(fd, STORED, STEP_MS, err);
 }
 
-static int bind_socket(struct takeover *o, struct err *err);
+static void listen_begin(struct takeover *o);
 
 /* The successor has failed when it had the lock, or might have had it. */
 static void take_back(struct takeover *o, const struct err *why)
@@ -447,8 +456,7 @@ static void take_back(struct takeover *o, const struct err *why)
         log_error("%s; %s: ending, to recover as after a crash", why->text, err.text);
         _exit(EXIT_FAILURE);
     }
-    if (bind_socket(o, &err) < 0)
-        log_error("%s", err_text(&err));
+    listen_begin(o);
 }
 
 /* The token first: without it the rest proves nothing. */
@@ -542,17 +550,9 @@ static bool peer_allowed(int fd)
            (peer.uid == 0 || peer.uid == geteuid());
 }
 
-static void on_readable(uv_poll_t *poll, int status _unused_, int events _unused_)
-{
-    struct takeover *o = poll->data;
-    _cleanup_close_ int fd = accept4(o->listen_fd, NULL, NULL, SOCK_CLOEXEC);
-    if (fd >= 0 && peer_allowed(fd))
-        answer(o, fd);
-}
-
 /* -- socket and handles -- */
 
-static void poll_closed(uv_handle_t *handle)
+static void handle_closed(uv_handle_t *handle)
 {
     free(handle);
 }
@@ -560,7 +560,7 @@ static void poll_closed(uv_handle_t *handle)
 static void poll_end(uv_poll_t **poll, int *fd)
 {
     if (*poll)
-        uv_close((uv_handle_t *)TAKE_PTR(*poll), poll_closed);
+        uv_close((uv_handle_t *)TAKE_PTR(*poll), handle_closed);
     closep(fd);
     *fd = -1;
 }
@@ -577,6 +577,51 @@ static int poll_begin(struct takeover *o, int fd, uv_poll_cb fn, uv_poll_t **ret
     uv_poll_start(poll, UV_READABLE, fn);
     *ret = poll;
     return 0;
+}
+
+static void on_readable(uv_poll_t *poll, int status, int events);
+
+static void on_again(uv_timer_t *timer)
+{
+    struct takeover *o = timer->data;
+    if (o->listener)
+        uv_poll_start(o->listener, UV_READABLE, on_readable);
+    else
+        listen_begin(o);
+}
+
+/* Meanwhile the socket is not polled: a successor in its backlog makes it ready all the time. */
+static void listen_later(struct takeover *o, const struct err *why)
+{
+    if (o->again_ms == 0)
+        log_warn("no successor can take over from this process for now: %s", why->text);
+    o->again_ms = MIN(MAX(2 * o->again_ms, AGAIN_MIN_MS), AGAIN_MAX_MS);
+    if (o->listener)
+        uv_poll_stop(o->listener);
+    uv_timer_start(o->again, on_again, o->again_ms, 0);
+}
+
+static void nothing_wrong(struct takeover *o)
+{
+    if (o->again_ms > 0)
+        log_info("successors can take over again");
+    o->again_ms = 0;
+    uv_timer_stop(o->again);
+}
+
+static void on_readable(uv_poll_t *poll, int status _unused_, int events _unused_)
+{
+    struct takeover *o = poll->data;
+    struct err err = ERR_INIT;
+    _cleanup_close_ int fd = accept4(o->listen_fd, NULL, NULL, SOCK_CLOEXEC);
+    if (fd >= 0) {
+        nothing_wrong(o);
+        if (peer_allowed(fd))
+            answer(o, fd);
+    } else if (errno != EAGAIN && errno != EINTR && errno != ECONNABORTED) {
+        err_errno(&err, -errno, "take-over: accepting a successor");
+        listen_later(o, &err);
+    }
 }
 
 /* Under the lock: what has the name was another's, who is gone. */
@@ -596,6 +641,15 @@ static int bind_socket(struct takeover *o, struct err *err)
     return poll_begin(o, o->listen_fd, on_readable, &o->listener, err);
 }
 
+static void listen_begin(struct takeover *o)
+{
+    struct err err = ERR_INIT;
+    if (bind_socket(o, &err) < 0)
+        listen_later(o, &err);
+    else
+        nothing_wrong(o);
+}
+
 static void on_predecessor(uv_poll_t *poll, int status _unused_, int events _unused_)
 {
     struct takeover *o = poll->data;
@@ -605,15 +659,13 @@ static void on_predecessor(uv_poll_t *poll, int status _unused_, int events _unu
 
 void takeover_serve(struct takeover *o)
 {
-    struct err err = ERR_INIT;
-    if (bind_socket(o, &err) < 0)
-        log_warn("no successor can take over from this process: %s", err_text(&err));
+    listen_begin(o);
     if (o->predecessor < 0)
         return;
     /* Not to be told: dead or impatient, and either way it has let go. */
     say(o->predecessor, SERVING, NULL);
     if (poll_begin(o, o->predecessor, on_predecessor, &o->waiting, NULL) < 0)
-        closep(&o->predecessor);
+        poll_end(&o->waiting, &o->predecessor);
 }
 
 void takeover_free(struct takeover *o)
@@ -622,5 +674,6 @@ void takeover_free(struct takeover *o)
         return;
     poll_end(&o->listener, &o->listen_fd);
     poll_end(&o->waiting, &o->predecessor);
+    uv_close((uv_handle_t *)o->again, handle_closed);
     free(o);
 }

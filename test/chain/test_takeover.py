@@ -3,6 +3,8 @@
 (adaptor/takeover.c). Whatever happens, one of them serves afterwards, and the pods notice nothing."""
 import fcntl
 import os
+import pathlib
+import resource
 import signal
 import socket
 import time
@@ -98,6 +100,50 @@ def test_nobody_serves_while_another_keeper_has_the_descriptors(fleet):
         os.kill(old.program.pid, signal.SIGCONT)
         wait_for(old.ended, 20)
         wait_for(new.took_over)
+        echo(agent, b"x")
+
+
+# -- what keeps a successor out may pass --
+
+def cpu_ticks(pid):
+    return sum(map(int, pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[11:13]))
+
+
+def check_taken_over_after(old, begin, end, words):
+    """begin makes it impossible, said in words, once; after end a successor goes on at last."""
+    begin()
+    wait_for(lambda: words in old.log())
+    before = cpu_ticks(old.daemon_pid())
+    time.sleep(1)
+    assert cpu_ticks(old.daemon_pid()) - before < 50, "it waits, and does not spin"
+    assert old.log().count("no successor can take over") == 1
+    end()
+
+
+def test_the_socket_is_bound_at_last(fleet):
+    obstacle = fleet.dir / "pods" / ".takeover"
+    obstacle.mkdir(0o700, parents=True)
+    old = fleet.add(wait=True)
+    with Client(old.run_pod(), timeout=30) as agent:
+        check_taken_over_after(old, lambda: None, obstacle.rmdir, "binding")
+        wait_for(obstacle.is_socket)
+        new = fleet.add()
+        wait_for(old.handed_over)
+        wait_for(new.took_over)
+        echo(agent, b"x")
+
+
+def test_a_successor_is_accepted_at_last(fleet):
+    """The daemon has no descriptor left."""
+    old = fleet.add(wait=True)
+    with Client(old.run_pod(), timeout=30) as agent:
+        pid = old.daemon_pid()
+        limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, limits[1]))
+        check_taken_over_after(old, fleet.add, lambda: resource.prlimit(pid, resource.RLIMIT_NOFILE, limits),
+                               "accepting")
+        wait_for(old.handed_over)
+        wait_for(fleet.daemons[1].took_over)
         echo(agent, b"x")
 
 

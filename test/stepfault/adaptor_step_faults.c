@@ -392,8 +392,7 @@ static const struct faults {
     {"kill+kill", "pod", STEPFAULT_KILL, STEPFAULT_KILL, 2},
     {"fail", "restart", STEPFAULT_FAIL, STEPFAULT_OFF, 3},
     {"kill", "restart", STEPFAULT_KILL, STEPFAULT_OFF, 3},
-    /* By hand: it finds that a daemon which cannot bind .takeover (EMFILE) does not try again. */
-    {"fail", "takeover", STEPFAULT_FAIL, STEPFAULT_OFF, 0},
+    {"fail", "takeover", STEPFAULT_FAIL, STEPFAULT_OFF, 3},
     {"kill", "takeover", STEPFAULT_KILL, STEPFAULT_OFF, 3},
     {"fail", "control", STEPFAULT_FAIL, STEPFAULT_OFF, 10},
     {"kill", "control", STEPFAULT_KILL, STEPFAULT_OFF, 4},
