@@ -43,7 +43,9 @@ struct aws_place {
 struct aws_plan {
     struct ec2_run run;
     struct tag tags[INSTANCE_TAGS_MAX + 2];
+    struct aws_template template;
     struct aws_image image;
+    struct aws_type allowed[PICKER_TYPES_MAX];
     struct aws_node node;
     char *node_groups[EC2_GROUPS_MAX + 1];
     const char *types[PICKER_TYPES_MAX];
@@ -52,6 +54,8 @@ struct aws_plan {
     size_t n_subnets;
 };
 
+/* Whether the instances are to be confidential; with a template that is known, it says so. */
+bool aws_wants_snp(const struct aws_provider *a, const struct aws_template *template);
 int aws_plan(struct aws_provider *a, struct job *job, const struct instance_request *request,
              struct aws_plan *ret, struct err *err);
 int aws_create(struct provider *p, struct job *job, const struct instance_request *request,

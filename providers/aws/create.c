@@ -3,7 +3,9 @@
  * create: from a pod's request to one instance.
  *
  * First a plan, the same for every place: AMI, root volume, tags, groups, the candidates of the
- * picker, the subnets. Then places are tried in order: the best type in each subnet, the next type
+ * picker, the subnets. With a launch template its AMI, its network and, for a pod that asks for
+ * nothing, its type are left alone; it is read because the picker has to know that type (it stands in
+ * -instance-type's place), and because what it leaves open would be EC2's own default (m1.small). Then places are tried in order: the best type in each subnet, the next type
  * in each subnet, and so on; capacity refuses a type in a subnet, a full subnet refuses all types, a
  * quota refuses a type everywhere. Any other refusal is final.
  *
@@ -34,6 +36,18 @@
 
 /* ---- the plan ---- */
 
+/* What it leaves open is ours to say. Who may not read it adds nothing to it. */
+static int plan_template(struct aws_provider *a, struct job *job, struct aws_plan *plan,
+                         struct err *err)
+{
+    struct err local = ERR_INIT;
+    int r = 0;
+
+    if (plan->run.launch_template)
+        r = aws_facts_template(a->facts, job, &plan->template, &local);
+    return r == 0 || r == -EACCES ? 0 : err_set(err, r, "%s", local.text);
+}
+
 static int plan_image(struct aws_provider *a, struct job *job,
                       const struct instance_request *request, struct aws_plan *plan,
                       struct err *err)
@@ -41,7 +55,7 @@ static int plan_image(struct aws_provider *a, struct job *job,
     const bool asked = *request->spec.image;
     int r;
 
-    if (plan->run.launch_template && !asked)
+    if (plan->run.launch_template && !asked && (!plan->template.known || *plan->template.image))
         return 0; /* the template's, with its volumes */
     r = aws_facts_image(a->facts, job, asked ? request->spec.image : a->config->image_id,
                         &plan->image, err);
@@ -79,6 +93,11 @@ static int plan_network(struct aws_provider *a, struct job *job, struct aws_plan
     return 0;
 }
 
+bool aws_wants_snp(const struct aws_provider *a, const struct aws_template *template)
+{
+    return template->known ? template->snp : !a->config->disable_cvm;
+}
+
 /* The list without what the region does not know and, for confidential VMs, what is none. */
 static size_t usable_types(const struct aws_type *types, size_t n, bool snp,
                            struct picker_type *ret, const char **position)
@@ -93,21 +112,20 @@ static size_t usable_types(const struct aws_type *types, size_t n, bool snp,
     return usable;
 }
 
-static int pick_types(struct aws_provider *a, const struct aws_type *types, size_t n,
-                      const struct instance_spec *spec, struct aws_plan *plan, struct err *err)
+static int pick_types(struct aws_plan *plan, size_t n, bool snp, const struct instance_spec *spec,
+                      const char *def, struct err *err)
 {
     _cleanup_free_ struct picker_type *list = xcalloc(n, sizeof(*list));
     _cleanup_free_ const char **names = xcalloc(n, sizeof(*names));
     size_t order[PICKER_TYPES_MAX];
-    size_t usable = usable_types(types, n, !a->config->disable_cvm, list, names);
-    int r = picker_pick(list, usable, spec, a->config->instance_type, order, &plan->n_types, err);
+    size_t usable = usable_types(plan->allowed, n, snp, list, names);
+    int r = picker_pick(list, usable, spec, def, order, &plan->n_types, err);
 
     if (r < 0 && usable < n)
         return err_wrap(err, r,
                         "%zu of the %zu allowed types are left out, because the region does not "
                         "have them%s",
-                        n - usable, n,
-                        a->config->disable_cvm ? "" : " or they do not support AMD SEV-SNP");
+                        n - usable, n, snp ? " or they do not support AMD SEV-SNP" : "");
     for (size_t i = 0; r == 0 && i < plan->n_types; i++)
         plan->types[i] = names[order[i]];
     return r;
@@ -117,22 +135,23 @@ static int plan_types(struct aws_provider *a, struct job *job, const struct inst
                       struct aws_plan *plan, struct err *err)
 {
     const bool asks = *spec->type || spec->vcpus || spec->memory_mib || spec->gpus;
-    const struct aws_type *types;
+    const bool own = *plan->template.type; /* the template's, not -instance-type's */
+    const char *def = own ? plan->template.type : a->config->instance_type;
     struct err local = ERR_INIT;
     size_t n;
 
     plan->n_types = 1;
-    if (plan->run.launch_template && !asks)
+    if (plan->run.launch_template && !asks && (own || !plan->template.known))
         return 0; /* types[0] is NULL: the template's */
     plan->types[0] = a->config->instance_type;
     if (!asks && aws_facts_types_n(a->facts) == 1)
         return 0;
-    int r = aws_facts_types(a->facts, job, &types, &n, &local);
+    int r = aws_facts_types(a->facts, job, def, plan->allowed, &n, &local);
     if (r == -EACCES && !asks)
         return 0; /* the default does not need to be known; there is nothing to fall back to */
     if (r < 0)
         return err_set(err, r, "%s", local.text);
-    return pick_types(a, types, n, spec, plan, err);
+    return pick_types(plan, n, aws_wants_snp(a, &plan->template), spec, def, err);
 }
 
 static int plan_tags(const struct instance_request *request, struct aws_plan *plan, struct err *err)
@@ -176,6 +195,8 @@ int aws_plan(struct aws_provider *a, struct job *job, const struct instance_requ
     }
     ret->n_subnets = 1; /* subnets[0] is NULL: the template's */
     r = plan_tags(request, ret, err);
+    if (r == 0)
+        r = plan_template(a, job, ret, err);
     if (r == 0)
         r = plan_image(a, job, request, ret, err);
     if (r == 0)

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Facts, each fetched by the first job that needs it while the others wait, then kept for the
- * process's life: instance types and AMIs are immutable, and a node's subnet is as well.
+ * process's life: instance types and AMIs are immutable, and a node's subnet is as well. A launch
+ * template is not: what its default version says is asked for again after TEMPLATE_MS.
  *
  * A failure is not kept: the next pod asks again. The lock is taken by trying, with the job's own
  * waits between, so that a cancelled job does not hang behind a slow AWS.
@@ -14,10 +15,13 @@
 #include <errno.h>
 #include <pthread.h>
 
+#include "base/clock.h"
 #include "base/str.h"
+#include "providers/aws/query.h"
 
 #define IMAGES_MAX 16
 #define LOCK_POLL_MS 20
+#define TEMPLATE_MS 60000
 
 struct aws_facts {
     const struct aws_config *config;
@@ -27,6 +31,9 @@ struct aws_facts {
     struct aws_type types[PICKER_TYPES_MAX]; /* lock until types_known */
     size_t n_types;
     bool types_known;                    /* lock */
+    struct aws_type other;               /* lock; a template's type that is not among them */
+    struct aws_template template;        /* lock */
+    int64_t template_ms;                 /* lock; when it was asked for, 0: not yet */
     struct aws_image images[IMAGES_MAX]; /* lock */
     size_t n_images, next_image;         /* lock */
     struct aws_node node;                /* lock */
@@ -89,11 +96,17 @@ size_t aws_facts_types_n(const struct aws_facts *f)
     return f->n_types;
 }
 
-static struct aws_type *type_of(struct aws_facts *f, const struct xml_node *item)
+/* What AWS is asked about. */
+struct type_list {
+    struct aws_type *types;
+    size_t n;
+};
+
+static struct aws_type *type_of(const struct type_list *list, const struct xml_node *item)
 {
-    for (size_t i = 0; i < f->n_types; i++)
-        if (xml_text_is(item, "instanceType", f->types[i].size.name))
-            return &f->types[i];
+    for (size_t i = 0; i < list->n; i++)
+        if (xml_text_is(item, "instanceType", list->types[i].size.name))
+            return &list->types[i];
     return NULL;
 }
 
@@ -122,35 +135,143 @@ static int take_type(const struct xml_node *item, void *arg, _unused_ struct err
     return 0;
 }
 
-static int fetch_types(struct aws_facts *f, struct job *job, struct err *err)
+static int fetch_types(struct aws_facts *f, struct job *job, struct aws_type *types, size_t n,
+                       struct err *err)
 {
     const char *names[PICKER_TYPES_MAX];
-    const struct ec2_filter filter = {"instance-type", names, f->n_types};
+    const struct ec2_filter filter = {"instance-type", names, n};
     const struct ec2_describe what = {.action = "DescribeInstanceTypes",
                                       .set = "instanceTypeSet",
                                       .filters = &filter,
                                       .n_filters = 1,
                                       .page = EC2_PAGE};
+    struct type_list list = {types, n};
 
-    for (size_t i = 0; i < f->n_types; i++)
-        names[i] = f->types[i].size.name;
-    return ec2_describe(f->client, job, &what, take_type, f, NULL, err);
+    for (size_t i = 0; i < n; i++)
+        names[i] = types[i].size.name;
+    return ec2_describe(f->client, job, &what, take_type, &list, NULL, err);
 }
 
-int aws_facts_types(struct aws_facts *f, struct job *job, const struct aws_type **ret,
-                    size_t *ret_n, struct err *err)
+/* lock. The template's type, when the operator's lists do not have it. */
+static int fetch_other(struct aws_facts *f, struct job *job, const char *name, struct err *err)
+{
+    struct aws_type type = {0};
+    int r;
+
+    if (f->other.known && str_eq(f->other.size.name, name))
+        return 0;
+    (void)str_format(type.size.name, sizeof(type.size.name), "%s", name);
+    r = fetch_types(f, job, &type, 1, err);
+    if (r == 0)
+        f->other = type;
+    return r;
+}
+
+/* lock */
+static int know_types(struct aws_facts *f, struct job *job, const char *def, struct err *err)
+{
+    int r = f->types_known ? 0 : fetch_types(f, job, f->types, f->n_types, err);
+
+    if (r < 0)
+        return r;
+    f->types_known = true;
+    for (size_t i = 0; i < f->n_types; i++)
+        if (str_eq(f->types[i].size.name, def))
+            return 0;
+    return fetch_other(f, job, def, err);
+}
+
+/* lock */
+static size_t copy_allowed(const struct aws_facts *f, const char *def, struct aws_type *ret)
+{
+    char *const *allowed = f->config->instance_types;
+    size_t n = 0;
+
+    if (str_eq(f->other.size.name, def))
+        ret[n++] = f->other;
+    for (size_t i = 0; i < f->n_types && n < PICKER_TYPES_MAX; i++)
+        if (str_eq(f->types[i].size.name, def) || has(allowed, f->types[i].size.name))
+            ret[n++] = f->types[i];
+    return n;
+}
+
+int aws_facts_types(struct aws_facts *f, struct job *job, const char *def,
+                    struct aws_type ret[PICKER_TYPES_MAX], size_t *ret_n, struct err *err)
 {
     int r = lock(f, job, err);
 
     if (r < 0)
         return r;
-    if (!f->types_known)
-        r = fetch_types(f, job, err);
-    if (r == 0) {
-        f->types_known = true;
-        *ret = f->types;
-        *ret_n = f->n_types;
-    }
+    r = know_types(f, job, def, err);
+    if (r == 0)
+        *ret_n = copy_allowed(f, def, ret);
+    pthread_mutex_unlock(&f->lock);
+    return r;
+}
+
+/* ---- the launch template ---- */
+
+static void take_template_network(const struct xml_node *data, struct aws_template *ret)
+{
+    const struct xml_node *nic = xml_first(xml_find(data, "networkInterfaceSet")), *group;
+
+    while (nic && xml_u64(nic, "deviceIndex", 0) != 0)
+        nic = xml_next(nic);
+    (void)xml_text(nic, "subnetId", ret->network.subnet, sizeof(ret->network.subnet));
+    group = xml_first(nic ? xml_find(nic, "groupSet") : xml_find(data, "securityGroupIdSet"));
+    for (; group && ret->network.n_groups < EC2_GROUPS_MAX; group = xml_next(group))
+        (void)xml_text(group, "", ret->network.groups[ret->network.n_groups++], EC2_ID_MAX);
+}
+
+static int take_template(const struct xml_node *item, struct aws_template *t, struct err *err)
+{
+    const struct xml_node *data = xml_find(item, "launchTemplateData");
+
+    *t = (struct aws_template){.known = true};
+    if (xml_text(data, "imageId", t->image, sizeof(t->image)) < 0 ||
+        xml_text(data, "instanceType", t->type, sizeof(t->type)) < 0)
+        return err_set(err, -EPROTO, "a launch template whose AMI or type is over %d characters",
+                       INSTANCE_TYPE_MAX);
+    t->snp = xml_text_is(data, "cpuOptions.amdSevSnp", "enabled");
+    take_template_network(data, t);
+    return 0;
+}
+
+static int fetch_template(struct aws_facts *f, struct job *job, struct err *err)
+{
+    _cleanup_(xml_freep) struct xml *xml = NULL;
+    struct aws_template template = {0};
+    struct buf body;
+
+    query_begin(&body, "DescribeLaunchTemplateVersions", QUERY_VERSION_EC2);
+    query_add(&body, f->config->launch_template, "LaunchTemplateName");
+    /* RunInstances takes the same one when it is told none. */
+    query_add(&body, "$Default", "LaunchTemplateVersion.1");
+    int r = ec2_call(f->client, job, "DescribeLaunchTemplateVersions", &body, 0, &xml, NULL, err);
+    if (r < 0)
+        return r;
+    const struct xml_node *item = xml_first(xml_find(xml_root(xml), "launchTemplateVersionSet"));
+    if (item && (r = take_template(item, &template, err)) < 0)
+        return r;
+    if (!template.known)
+        return err_set(err, -ENOENT, "AWS lists no default version of the launch template %s",
+                       f->config->launch_template);
+    f->template = template;
+    f->template_ms = clock_mono_ms();
+    return 0;
+}
+
+int aws_facts_template(struct aws_facts *f, struct job *job, struct aws_template *ret,
+                       struct err *err)
+{
+    int r = lock(f, job, err);
+
+    if (r < 0)
+        return r;
+    if (!f->template_ms || clock_mono_ms() - f->template_ms > TEMPLATE_MS)
+        r = fetch_template(f, job, err);
+    if (r == 0)
+        *ret = f->template;
     pthread_mutex_unlock(&f->lock);
     return r;
 }

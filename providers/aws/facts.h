@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * What does not change while the daemon runs, asked for once: the allowed instance types, AMIs, and
- * where this node is.
+ * where this node is; and the launch template, which changes seldom.
  */
 #pragma once
 
@@ -26,6 +26,14 @@ struct aws_node {
     size_t n_groups;
 };
 
+/* The default version of the launch template; "" where it leaves something open. */
+struct aws_template {
+    bool known;
+    char image[INSTANCE_IMAGE_MAX], type[INSTANCE_TYPE_MAX];
+    struct aws_node network; /* of its first interface */
+    bool snp;
+};
+
 struct aws_facts;
 
 /* Both borrowed for the facts' life. */
@@ -33,14 +41,17 @@ struct aws_facts *aws_facts_new(const struct aws_config *config, struct aws_clie
 void aws_facts_free(struct aws_facts *facts);
 DEFINE_CLEANUP(struct aws_facts, aws_facts_free)
 
-/* The types that the operator allows, -instance-type first if -instance-types lacks it; *ret is
- * borrowed from facts and does not change any more. */
-int aws_facts_types(struct aws_facts *facts, struct job *job, const struct aws_type **ret,
-                    size_t *ret_n, struct err *err);
-/* How many there are, without asking AWS. */
+/* The types that may be chosen: def, the default, and those of -instance-types; def is first if it is
+ * not among these. */
+int aws_facts_types(struct aws_facts *facts, struct job *job, const char *def,
+                    struct aws_type ret[PICKER_TYPES_MAX], size_t *ret_n, struct err *err);
+/* How many there are with -instance-type as the default, without asking AWS. */
 size_t aws_facts_types_n(const struct aws_facts *facts);
 /* -ENOENT: AWS does not know it, or does not let us see it. */
 int aws_facts_image(struct aws_facts *facts, struct job *job, const char *id, struct aws_image *ret,
                     struct err *err);
+/* -EACCES: the identity may not read it. */
+int aws_facts_template(struct aws_facts *facts, struct job *job, struct aws_template *ret,
+                       struct err *err);
 /* From IMDS. */
 int aws_facts_node(struct aws_facts *facts, struct job *job, struct aws_node *ret, struct err *err);

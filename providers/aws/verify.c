@@ -4,15 +4,13 @@
  * after the other, for `peerpodctl verify aws`.
  *
  *   identity         STS GetCallerIdentity, region, where the credentials come from
+ *   launch template  it exists; what it says stands in the options' place in all that follows
  *   image            it exists, is available, and boots UEFI where a confidential VM needs it
  *   instance types   the region has them, they support SNP
  *   subnets          they exist, have free addresses, in which zone
  *   security groups  let TCP 15150 and UDP 4789 in from this node
  *   permissions      the very request of a pod and a termination with DryRun
  *   quota            vCPUs of the default type's family, by Service Quotas
- *
- * With a launch template image, default type and network are the template's, and not looked at one
- * by one: the request with DryRun goes through EC2's own checks of the template.
  *
  * A finding that is bad does not end the rest: one run shows all there is to mend. Only without an
  * identity nothing else is asked. What cannot be read (a Describe permission that pods do not need) is
@@ -43,6 +41,7 @@ struct findings {
     bool unsure;                         /* a security group names a prefix list */
     char node_ip[INSTANCE_ADDRESS_SIZE]; /* "": not on EC2 */
     struct aws_node node;
+    struct aws_template template;
 };
 
 __attribute__((format(printf, 4, 5))) static void find(struct findings *f, enum finding kind,
@@ -89,16 +88,47 @@ static int identity(struct findings *f)
     return 0;
 }
 
+/* ---- launch template ---- */
+
+static void template(struct findings *f)
+{
+    const struct aws_config *c = f->a->config;
+    struct err err = ERR_INIT;
+    int r = aws_facts_template(f->a->facts, f->job, &f->template, &err);
+
+    if (r == -EACCES)
+        find(
+            f, FINDING_NOTE, "launch template",
+            "%s decides about image, network and the type of a pod that asks for none, and may not "
+            "be read: of these only what RunInstances checks is checked (%s)",
+            c->launch_template, err_text(&err));
+    else if (r < 0)
+        find(f, FINDING_BAD, "launch template", "%s: %s", c->launch_template, err_text(&err));
+    else if (!f->template.snp && !c->disable_cvm)
+        find(f, FINDING_NOTE, "launch template",
+             "%s does not enable AMD SEV-SNP in its CPU options: pod VMs will not be confidential",
+             c->launch_template);
+    else
+        find(f, FINDING_OK, "launch template", "%s, its default version", c->launch_template);
+}
+
+static const char *default_type(const struct findings *f)
+{
+    return *f->template.type ? f->template.type : f->a->config->instance_type;
+}
+
 /* ---- image, types ---- */
 
 static void image(struct findings *f)
 {
-    const char *id = f->a->config->image_id;
-    const bool snp = !f->a->config->disable_cvm;
+    const char *id = *f->template.image ? f->template.image : f->a->config->image_id;
+    const bool snp = aws_wants_snp(f->a, &f->template);
     struct aws_image i;
     struct err err = ERR_INIT;
 
-    if (aws_facts_image(f->a->facts, f->job, id, &i, &err) < 0)
+    if (str_starts(id, "resolve:ssm:"))
+        find(f, FINDING_NOTE, "image", "%s of the template is not looked up", id);
+    else if (aws_facts_image(f->a->facts, f->job, id, &i, &err) < 0)
         find(f, FINDING_BAD, "image", "%s", err_text(&err));
     else if (*i.state && !str_eq(i.state, "available"))
         find(f, FINDING_BAD, "image", "%s is %s", id, i.state);
@@ -116,11 +146,11 @@ static void image(struct findings *f)
 
 static void types(struct findings *f)
 {
-    const struct aws_type *list;
+    _cleanup_free_ struct aws_type *list = xcalloc(PICKER_TYPES_MAX, sizeof(*list));
     struct err err = ERR_INIT;
     size_t n;
 
-    if (aws_facts_types(f->a->facts, f->job, &list, &n, &err) < 0) {
+    if (aws_facts_types(f->a->facts, f->job, default_type(f), list, &n, &err) < 0) {
         find(f, FINDING_BAD, "instance types", "%s", err_text(&err));
         return;
     }
@@ -128,10 +158,10 @@ static void types(struct findings *f)
         const struct picker_type *size = &list[i].size;
         if (!list[i].known)
             find(f, FINDING_BAD, "instance type", "%s is not known in this region", size->name);
-        else if (!list[i].snp && !f->a->config->disable_cvm)
-            find(f, FINDING_BAD, "instance type",
-                 "%s does not support AMD SEV-SNP: it is never chosen unless -disable-cvm is set",
-                 size->name);
+        else if (!list[i].snp && aws_wants_snp(f->a, &f->template))
+            find(f, FINDING_BAD, "instance type", "%s does not support AMD SEV-SNP: %s", size->name,
+                 f->template.known ? "the launch template asks for it"
+                                   : "it is never chosen unless -disable-cvm is set");
         else
             find(f, FINDING_OK, "instance type", "%s: %u vCPUs, %llu MiB, %u GPUs%s", size->name,
                  size->vcpus, (unsigned long long)size->memory_mib, size->gpus,
@@ -174,10 +204,16 @@ static void subnets(struct findings *f)
     const char *ids[EC2_SUBNETS_MAX];
     size_t n = 0;
 
-    for (char *const *s = f->a->config->subnet_ids; *s && n < EC2_SUBNETS_MAX; s++)
+    if (f->template.known)
+        ids[n++] = f->template.network.subnet;
+    for (char *const *s = f->a->config->subnet_ids; !n && *s && n < EC2_SUBNETS_MAX; s++)
         ids[n++] = *s;
     if (n == 0)
         ids[n++] = f->node.subnet;
+    if (!*ids[0]) {
+        find(f, FINDING_NOTE, "subnet", "the launch template names none: EC2's default one");
+        return;
+    }
     const struct ec2_describe d = {.action = "DescribeSubnets",
                                    .set = "subnetSet",
                                    .id_key = "SubnetId",
@@ -250,18 +286,33 @@ static int group(const struct xml_node *item, void *arg, _unused_ struct err *er
     return 0;
 }
 
+/* Of the template, the options or the node. */
+static size_t group_ids(const struct findings *f, const char *ret[EC2_GROUPS_MAX])
+{
+    char *const *s = f->a->config->security_group_ids;
+    const struct aws_node *from = f->template.known ? &f->template.network : &f->node;
+    size_t n = 0;
+
+    for (; !f->template.known && *s && n < EC2_GROUPS_MAX; s++)
+        ret[n++] = *s;
+    for (size_t i = 0; n == i && i < from->n_groups; i++)
+        ret[n++] = from->groups[i];
+    return n;
+}
+
 /* The groups of an instance add up. */
 static void groups(struct findings *f)
 {
     const char *ids[EC2_GROUPS_MAX];
     struct groups g = {.f = f};
     struct err err = ERR_INIT;
-    size_t n = 0;
+    size_t n = group_ids(f, ids);
 
-    for (char *const *s = f->a->config->security_group_ids; *s && n < EC2_GROUPS_MAX; s++)
-        ids[n++] = *s;
-    for (size_t i = 0; !*f->a->config->security_group_ids && i < f->node.n_groups; i++)
-        ids[n++] = f->node.groups[i];
+    if (n == 0) {
+        find(f, FINDING_NOTE, "security groups",
+             "the launch template names none: the VPC's default one");
+        return;
+    }
     const struct ec2_describe d = {.action = "DescribeSecurityGroups",
                                    .set = "securityGroupInfo",
                                    .id_key = "GroupId",
@@ -289,7 +340,8 @@ static void groups(struct findings *f)
 
 static void network(struct findings *f)
 {
-    const bool needed = !*f->a->config->subnet_ids || !*f->a->config->security_group_ids;
+    const bool needed =
+        !f->template.known && (!*f->a->config->subnet_ids || !*f->a->config->security_group_ids);
     _cleanup_free_ char *ip = NULL;
     struct err err = ERR_INIT;
 
@@ -371,9 +423,10 @@ static int get_quota(struct findings *f, const char *code, double *ret, struct e
 static void quota(struct findings *f)
 {
     const struct aws_config *c = f->a->config;
-    const char *type = c->use_launch_template ? "the template's type" : c->instance_type;
-    const char *code = quota_code(type, c->spot);
-    const struct aws_type *list;
+    const bool unknown = c->use_launch_template && !f->template.known;
+    const char *type = unknown ? "the template's type" : default_type(f);
+    const char *code = unknown ? NULL : quota_code(type, c->spot);
+    _cleanup_free_ struct aws_type *list = xcalloc(PICKER_TYPES_MAX, sizeof(*list));
     struct err err = ERR_INIT;
     uint32_t vcpus = 0;
     double value = 0;
@@ -387,7 +440,7 @@ static void quota(struct findings *f)
         find(f, FINDING_NOTE, "quota", "%s is not readable: %s", code, err_text(&err));
         return;
     }
-    if (aws_facts_types(f->a->facts, f->job, &list, &n, NULL) == 0)
+    if (aws_facts_types(f->a->facts, f->job, type, list, &n, NULL) == 0)
         for (size_t i = 0; i < n; i++)
             if (str_eq(list[i].size.name, type))
                 vcpus = list[i].size.vcpus;
@@ -463,17 +516,14 @@ int aws_diagnose(struct provider *p, struct job *job, provider_finding_fn *fn, v
 
     if (identity(&f) < 0)
         return -EINVAL;
-    if (f.a->config->use_launch_template) {
-        find(&f, FINDING_NOTE, "launch template",
-             "%s decides about image, network and the type of a pod that asks for none: of these "
-             "only what RunInstances checks is checked",
-             f.a->config->launch_template);
-        if (*f.a->config->instance_types)
-            types(&f);
-    } else {
+    if (f.a->config->use_launch_template)
+        template(&f);
+    if (!f.a->config->use_launch_template || f.template.known) {
         image(&f);
         types(&f);
         network(&f);
+    } else if (*f.a->config->instance_types) {
+        types(&f);
     }
     may_run(&f);
     may_terminate(&f);

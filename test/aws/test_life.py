@@ -125,6 +125,61 @@ def test_launch_template(aws):
                                  "CpuOptions", "MetadataOptions", "Block")) for k in sent.form)
 
 
+def template(aws, **data):
+    aws.ec2.create_launch_template(LaunchTemplateName="lt1", LaunchTemplateData={
+        "NetworkInterfaces": [{"DeviceIndex": 0, "SubnetId": aws.subnets[1], "Groups": [aws.group],
+                               "DeleteOnTermination": True}], **data})
+    return ["-use-lt", "-aws-lt-name", "lt1"]
+
+
+def sent_type(aws):
+    return aws.proxy.of("RunInstances")[-1].form.get("InstanceType")
+
+
+def test_what_the_template_leaves_open(aws):
+    """EC2 would take m1.small, and would want an AMI."""
+    made = aws.one("create", "podvm-a", "s1", flags=[*template(aws), "-instance-type", "c6a.xlarge"])
+    assert made["code"] == 0, made
+    instance, = aws.instances("running")
+    assert (instance["InstanceType"], instance["ImageId"]) == ("c6a.xlarge", aws.image)
+    assert aws.one("delete", made["id"], "s1")["code"] == 0
+    # The AMI of moto keeps its volume; moto leaves the template's interface, whatever it says.
+    assert aws.instances() == [] and aws.ec2.describe_volumes()["Volumes"] == []
+
+
+@pytest.mark.parametrize("words, more, want", [
+    (["vcpus=1"], [], "c6a.xlarge"),  # and not -instance-type's default, which is smaller
+    (["memory=16000"], ["-instance-types", "m6a.large,r6a.large"], "r6a.large"),
+    (["vcpus=1"], ["-instance-types", "m6a.large,r6a.large"], "m6a.large"),
+    (["type=c6a.xlarge"], ["-instance-types", "m6a.large"], "c6a.xlarge"),
+    (["vcpus=2"], ["-instance-types", "m5.large"], "m5.large"),  # the template is not confidential
+])
+def test_the_templates_type_is_the_default(aws, words, more, want):
+    made = aws.one("create", "podvm-a", "s1", *words,
+                   flags=[*template(aws, ImageId=aws.image, InstanceType="c6a.xlarge"), *more])
+    assert made["code"] == 0 and sent_type(aws) == want, made
+
+
+def test_what_the_templates_type_cannot_hold(aws):
+    flags = template(aws, ImageId=aws.image, InstanceType="c6a.xlarge",
+                     CpuOptions={"AmdSevSnp": "enabled"})
+    made = aws.one("create", "podvm-a", "s1", "vcpus=8", flags=flags)
+    assert made["code"] == -22 and "the most are 4 vCPUs" in made["error"], made
+    made = aws.one("create", "podvm-a", "s1", "vcpus=1", flags=[*flags, "-instance-types", "m5.large"])
+    assert sent_type(aws) == "c6a.xlarge", "m5 has no SNP"
+    missing = aws.one("create", "podvm-a", "s1", flags=["-use-lt", "-aws-lt-name", "nope"])
+    assert missing["code"] < 0 and "-aws-lt-name" in missing["error"], missing
+
+
+def test_a_template_that_may_not_be_read(aws):
+    """Nothing is added to it then."""
+    flags = template(aws, ImageId=aws.image, InstanceType="c6a.xlarge")
+    aws.proxy.rules.append(lambda e: world.error("UnauthorizedOperation", "no", 403)
+                           if e.action == "DescribeLaunchTemplateVersions" else None)
+    assert aws.one("create", "podvm-a", "s1", flags=flags)["code"] == 0
+    assert sent_type(aws) is None and aws.instances()[0]["InstanceType"] == "c6a.xlarge"
+
+
 def test_many_at_once(aws):
     """200 pods in parallel, without the proxy, which would be half of the time."""
     env = aws.environment(AWS_ENDPOINT_URL=f"http://127.0.0.1:{aws.moto.port}")

@@ -21,8 +21,9 @@ CASES = {
     "instance-types": (["-instance-types", "m6a.large,m6a.xlarge,r6a.large"],
                        ["memory=16000"], {"InstanceType": "r6a.large"}),
     "aws-lt-name": (["-use-lt", "-aws-lt-name", "lt2"], [],
-                    {"LaunchTemplate.LaunchTemplateName": "lt2", "ImageId": None}),
-    "use-lt": (["-use-lt"], ["type=m6a.large"],
+                    {"LaunchTemplate.LaunchTemplateName": "lt2", "ImageId": None,
+                     "InstanceType": None}),
+    "use-lt": (["-use-lt", "-instance-types", "m6a.large"], ["type=m6a.large"],
                {"LaunchTemplate.LaunchTemplateName": "kata", "InstanceType": "m6a.large",
                 "NetworkInterface.1.SubnetId": None, "CpuOptions.AmdSevSnp": None,
                 "MetadataOptions.HttpTokens": None, "BlockDeviceMapping.1.DeviceName": None}),
@@ -88,10 +89,10 @@ def names(aws):
     group2 = aws.ec2.create_security_group(GroupName="two", Description="d", VpcId=aws.vpc)["GroupId"]
     images = aws.ec2.describe_images(Filters=[{"Name": "architecture", "Values": ["x86_64"]}])
     other = next(i["ImageId"] for i in images["Images"] if i["ImageId"] != aws.image)
-    for template in ("kata", "lt2"):
+    for template in ("kata", "lt1", "lt2"):
         aws.ec2.create_launch_template(LaunchTemplateName=template, LaunchTemplateData={
-            "ImageId": aws.image, "NetworkInterfaces": [{"DeviceIndex": 0, "SubnetId": aws.subnets[0],
-                                                         "DeleteOnTermination": True}]})
+            "ImageId": aws.image, "InstanceType": "c6a.large", "NetworkInterfaces": [
+                {"DeviceIndex": 0, "SubnetId": aws.subnets[0], "DeleteOnTermination": True}]})
     return {"other_image": other, "subnet": aws.subnets[0], "subnet2": aws.subnets[1],
             "group": aws.group, "group2": group2}
 

@@ -145,21 +145,68 @@ def test_quota_not_readable(node, status, body, words):
     assert result == "note" and all(w in text for w in words), text
 
 
+def template(aws, **data):
+    aws.ec2.create_launch_template(LaunchTemplateName="lt1", LaunchTemplateData={
+        "ImageId": aws.image, "InstanceType": "m6a.xlarge", "CpuOptions": {"AmdSevSnp": "enabled"},
+        "NetworkInterfaces": [{"DeviceIndex": 1, "SubnetId": aws.subnets[2], "Groups": []},
+                              {"DeviceIndex": 0, "SubnetId": aws.subnets[1], "Groups": [aws.group]}],
+        **data})
+    # What the template says counts, and not these.
+    return ["-use-lt", "-aws-lt-name", "lt1", "-imageid", "ami-00000000", "-instance-type",
+            "nope.large", "-subnetid", "subnet-0123456789abcdef0", "-securitygroupids", "sg-1"]
+
+
 def test_launch_template(node):
-    """What the template decides is not called bad by what it replaces."""
-    node.ec2.create_launch_template(LaunchTemplateName="lt1", LaunchTemplateData={
-        "ImageId": node.image, "InstanceType": "m6a.large"})
-    node.imds.values.clear()
-    flags = ["-use-lt", "-aws-lt-name", "lt1", "-imageid", "ami-00000000"]
+    """Its own AMI, type, subnet and groups are looked at, and not what they replace."""
+    found = verify(node, *template(node), code=0)
+    said = {what: text for result, what, text in found if result == "ok"}
+    assert node.image in said["image"] and said["instance type"].startswith("m6a.xlarge: 4 vCPUs")
+    assert said["subnet"].startswith(node.subnets[1]) and NODE_IP in said["security groups"]
+    assert "lt1" in said["launch template"] and "RunInstances" in said
+    node.nothing_left()
+
+
+@pytest.mark.parametrize("data, words", [
+    ({"ImageId": "ami-00000000"}, "ami-00000000"),
+    ({"InstanceType": "m5.large"}, "m5.large does not support AMD SEV-SNP: the launch template asks"),
+    ({"InstanceType": "nope.large"}, "nope.large is not known in this region"),
+    ({"NetworkInterfaces": [{"DeviceIndex": 0, "SubnetId": "subnet-0123456789abcdef1"}]},
+     "subnet-0123456789abcdef1")])
+def test_a_bad_launch_template(node, data, words):
+    found = bad(verify(node, *template(node, **data), code=1))
+    assert words in str(found), found
+
+
+def test_a_template_without_a_network_or_snp(node):
+    flags = template(node, NetworkInterfaces=[], CpuOptions={}, InstanceType="m5.large")
     found = verify(node, *flags, code=0)
-    assert ("note", "launch template") in [(r, what) for r, what, _ in found]
+    notes = {what: text for result, what, text in found if result == "note"}
+    assert "will not be confidential" in notes["launch template"]
+    assert "default" in notes["subnet"] and "default" in notes["security groups"]
+    assert verify(node, *flags, "-disable-cvm", code=0)[1][0] == "ok"
+
+
+def test_a_template_that_is_not_there(node):
+    found = bad(verify(node, "-use-lt", "-aws-lt-name", "lt9", code=1))
+    assert found[0][0] == "launch template" and "-aws-lt-name" in found[0][1]
+
+
+def test_a_template_that_may_not_be_read(node):
+    """It is not called bad by what it replaces; EC2's own checks of the request remain."""
+    flags = template(node)
+    node.imds.values.clear()
+    node.proxy.rules.append(lambda e: world.error("UnauthorizedOperation", "no", 403)
+                            if e.action == "DescribeLaunchTemplateVersions" else None)
+    found = verify(node, *flags, code=0)
+    (_, _, text), = [f for f in found if f[1] == "launch template"]
+    assert "ec2:DescribeLaunchTemplateVersions" in text
+    assert not node.proxy.of("GetServiceQuota") and not node.proxy.of("DescribeImages")
     node.proxy.rules.append(lambda e: world.error("InvalidLaunchTemplateName.NotFoundException")
                             if e.action == "RunInstances" else None)
     (what, text), = bad(verify(node, *flags, code=1))
     assert what == "RunInstances" and "-aws-lt-name" in text
-    assert not node.proxy.of("GetServiceQuota")
     # What a pod may ask for is chosen from the list all the same.
-    assert bad(verify(node, *flags, "-instance-types", "nope.large"))[0][0] == "instance type"
+    assert "nope.large" in str(bad(verify(node, *flags, "-instance-types", "m6a.large")))
 
 
 def test_permissions():
@@ -179,36 +226,49 @@ def test_permissions():
         aws.stop()
 
 
+def documented(option=None):
+    """The policy of docs/aws.md, with what its table names for an option."""
+    text = (world.SOURCE / "docs" / "aws.md").read_text()
+    policy = json.loads(re.search(r"```json\n(.*?)```", text, re.S)[1])
+    if option:
+        row = re.search(rf"^\| `{option}` \| (.*) \|$", text, re.M)[1]
+        policy["Statement"].append({"Effect": "Allow", "Action": re.findall(r"`(\w+:\w+)`", row),
+                                    "Resource": "*"})
+    return policy
+
+
+def life(aws, *words, flags=()):
+    made = aws.one("create", "podvm-a", "s1", *words, flags=flags)
+    assert made["code"] == 0 and aws.one("wait", made["id"], "s1")["code"] == 0, made
+    assert aws.one("delete", made["id"], "s1")["code"] == 0
+    assert aws.one("delete", made["id"], "s1")["code"] == 0  # looks for leftovers, too
+
+
 def test_the_policy_of_the_documentation():
     """A pod's whole life with the permissions that docs/aws.md names, and no others."""
-    text = (world.SOURCE / "docs" / "aws.md").read_text()
-    aws = world.World(json.loads(re.search(r"```json\n(.*?)```", text, re.S)[1]))
+    aws = world.World(documented())
     try:
-        made = aws.one("create", "podvm-a", "s1", "memory=16000",
-                       flags=["-instance-types", "m6a.large,m6a.xlarge"])
-        assert made["code"] == 0 and aws.one("wait", made["id"], "s1")["code"] == 0, made
-        assert aws.one("delete", made["id"], "s1")["code"] == 0
-        assert aws.one("delete", made["id"], "s1")["code"] == 0  # looks for leftovers, too
+        life(aws, "memory=16000", flags=["-instance-types", "m6a.large,m6a.xlarge"])
         aws.nothing_left()
     finally:
         aws.stop()
 
 
 def test_the_policy_for_the_external_network():
-    """With what the table names beside it."""
-    text = (world.SOURCE / "docs" / "aws.md").read_text()
-    policy = json.loads(re.search(r"```json\n(.*?)```", text, re.S)[1])
-    row = re.search(r"^\| `-ext-network-via-podvm` \| (.*) \|$", text, re.M)[1]
-    policy["Statement"].append({"Effect": "Allow", "Action": re.findall(r"`(.*?)`", row),
-                                "Resource": "*"})
-    aws = world.World(policy)
+    aws = world.World(documented("-ext-network-via-podvm"))
     try:
-        made = aws.one("create", "podvm-a", "s1", "external")
-        assert made["code"] == 0, made
-        waited = aws.one("wait", made["id"], "s1")
-        assert waited["code"] == 0 and aws.ec2.describe_addresses()["Addresses"], waited
-        assert aws.one("delete", made["id"], "s1")["code"] == 0
+        life(aws, "external")
+        assert aws.proxy.of("AssociateAddress")
         aws.nothing_left()
+    finally:
+        aws.stop()
+
+
+def test_the_policy_for_a_template():
+    aws = world.World(documented("-use-lt"))
+    try:
+        life(aws, "vcpus=4", flags=template(aws))
+        assert aws.proxy.of("RunInstances")[0].form["InstanceType"] == "m6a.xlarge"
     finally:
         aws.stop()
 
