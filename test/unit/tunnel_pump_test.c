@@ -22,6 +22,7 @@ struct end { /* a relay with its pump, and the program's socket at its other sid
     int error;
     unsigned readies, rooms;
     size_t limit;
+    const char *asks; /* by the program, when an answer is on its way to it */
 };
 
 static char dir[] = "/tmp/pump-XXXXXX";
@@ -123,6 +124,8 @@ static void on_out_room(void *p)
 {
     struct end *e = p;
     e->rooms++;
+    if (e->asks)
+        assert_int_equal(write(e->app, e->asks, strlen(e->asks)), strlen(e->asks));
     if (e->t)
         tunnel_channel_kick(*e->t, e->id);
 }
@@ -254,6 +257,30 @@ static void test_pump_last_bytes(void **state)
     }
     assert_true(e->broken);
     assert_int_equal(relay_in_head(e->relay), sent);
+    end_free(e);
+    spin(&loop, 5);
+    assert_int_equal(uv_loop_close(&loop), 0);
+}
+
+/* Who was answered asks at once: that is read in the same turn of the loop. */
+static void test_pump_reads_behind_its_answer(void **state)
+{
+    uv_loop_t loop;
+    uint8_t *to;
+    uv_loop_init(&loop);
+    struct end *e = end_new(&loop, "d");
+    uv_run(&loop, UV_RUN_NOWAIT);
+    uv_run(&loop, UV_RUN_NOWAIT);
+    assert_true(relay_out_space(e->relay, &to) > 6);
+    memcpy(to, "answer", 6);
+    relay_out_commit(e->relay, 6, NULL, 0);
+    pump_kick(e->pump);
+    e->asks = "next";
+    unsigned readies = e->readies;
+    uv_run(&loop, UV_RUN_NOWAIT);
+    assert_int_equal(e->rooms, 1);
+    assert_int_equal(relay_in_head(e->relay), 4);
+    assert_int_equal(e->readies, readies + 1);
     end_free(e);
     spin(&loop, 5);
     assert_int_equal(uv_loop_close(&loop), 0);
@@ -411,6 +438,7 @@ int main(void)
         cmocka_unit_test(test_pump_reads_and_writes),
         cmocka_unit_test(test_pump_last_bytes),
         cmocka_unit_test(test_pump_limit),
+        cmocka_unit_test(test_pump_reads_behind_its_answer),
         cmocka_unit_test(test_whole_way),
         cmocka_unit_test(test_whole_way_with_resets),
     };
