@@ -66,6 +66,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/str.h"
+#include "relay/fdpass.h"
 
 #define SOCKET_FILE ".takeover"
 #define BATCH_MAX 200          /* descriptors of one message; the kernel allows 253 */
@@ -130,27 +131,8 @@ static struct message *message_new(enum message_type type)
 
 static int send_message(int fd, const struct message *m, const int *fds, size_t n, struct err *err)
 {
-    union {
-        struct cmsghdr align;
-        char data[CMSG_SPACE(BATCH_MAX * sizeof(int))];
-    } control = {.data = {0}};
-    struct iovec iov = {.iov_base = (void *)(uintptr_t)m, .iov_len = sizeof(*m)};
-    struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1};
-    ssize_t sent;
-
-    if (n > 0) {
-        msg.msg_control = control.data;
-        msg.msg_controllen = CMSG_SPACE(n * sizeof(int));
-        struct cmsghdr *c = CMSG_FIRSTHDR(&msg);
-        c->cmsg_level = SOL_SOCKET;
-        c->cmsg_type = SCM_RIGHTS;
-        c->cmsg_len = CMSG_LEN(n * sizeof(int));
-        memcpy(CMSG_DATA(c), fds, n * sizeof(int));
-    }
-    do
-        sent = sendmsg(fd, &msg, MSG_NOSIGNAL);
-    while (sent < 0 && errno == EINTR);
-    return sent < 0 ? err_errno(err, -errno, "take-over: sending '%s'", message_names[m->type]) : 0;
+    int r = fdpass_send(fd, (const char *)m, sizeof(*m), fds, n);
+    return r < 0 ? err_errno(err, r, "take-over: sending '%s'", message_names[m->type]) : 0;
 }
 
 static int say(int fd, enum message_type type, struct err *err)

@@ -433,7 +433,7 @@ static void add_list(char *const *list, struct buf *out)
     buf_done(&text);
 }
 
-void opt_print_help(const char *usage, const struct opt_set *sets)
+static void print_help(const char *usage, const struct opt_set *sets)
 {
     struct buf out = BUF_INIT(0);
 
@@ -451,7 +451,7 @@ int opt_begin(const char *program, const char *usage, struct opt_set *sets,
         return OPT_EXIT_USAGE;
     }
     if (o->help)
-        opt_print_help(usage, sets);
+        print_help(usage, sets);
     else if (o->version)
         printf("%s %s\n", program, PP_VERSION);
     else

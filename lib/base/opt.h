@@ -70,8 +70,6 @@ int opt_check_required(const struct opt_set *sets, struct err *err);
 void opt_done(struct opt_set *sets);
 
 void opt_help(const struct opt_set *sets, struct buf *out);
-/* The usage, then opt_help, to standard output. */
-void opt_print_help(const char *usage, const struct opt_set *sets);
 
 /* What a program with one table has beside its own: its last rows. */
 struct opt_program {

@@ -107,6 +107,24 @@ def short_dir():
 
 
 @pytest.fixture
+def node_with(short_dir):
+    """node_with(flags...) starts a node in the test's directory, in the place of the one before."""
+    from node import Node  # which imports from here
+    nodes = []
+
+    def make(*flags, **more):
+        for old in nodes:
+            old.stop()
+        nodes.append(Node(short_dir, *flags, **more))
+        return nodes[-1].start()
+
+    yield make
+    for node in nodes:
+        node.stop()
+        print(node.log())
+
+
+@pytest.fixture
 def run(short_dir):
     """run(argv...) starts a program that ends with the test."""
     programs = []

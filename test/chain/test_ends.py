@@ -13,7 +13,7 @@ import time
 import pytest
 import ttrpc
 from conftest import wait_for
-from node import HEALTH, HYPERVISOR, SANDBOX, Node, annotations, check_world, create_request, pod_netns
+from node import HEALTH, HYPERVISOR, SANDBOX, annotations, check_world, create_request, pod_netns
 from ttrpc import Client, message
 
 SECOND = 10**9
@@ -22,22 +22,6 @@ GRACES = ("-grace-unstarted", "1s", "-grace-shim-gone", "1s")
 NETNS = ("-grace-unstarted", "10m", "-grace-shim-gone", "10m", "-reconcile-interval", "200ms",
          "-grace-netns-gone", "500ms")
 SEED = int(os.environ.get("SEED", time.time_ns() % 10**6))
-
-
-@pytest.fixture
-def node_with(short_dir):
-    nodes = []
-
-    def make(*flags, **more):
-        for old in nodes:
-            old.stop()
-        nodes.append(Node(short_dir, *flags, **more))
-        return nodes[-1].start()
-
-    yield make
-    for node in nodes:
-        node.stop()
-        print(node.log())
 
 
 def check(agent):
@@ -250,7 +234,8 @@ class Lives:
 @pytest.mark.parametrize("fault", FAULTS)
 def test_whatever_fails_and_whoever_dies(node_with, fault):
     print("SEED", SEED)
-    node = node_with("-proxy-timeout", "2s", "-grace-shim-gone", "1s", "-grace-unstarted", "30s", *FAULTS[fault])
+    graces = ("-grace-shim-gone", "1s", "-grace-unstarted", "30s")
+    node = node_with("-proxy-timeout", "2s", *graces, *FAULTS[fault])
     pod_netns("warm")
     node.create("warm"), node.stop_vm("warm")
     wait_for(lambda: not node.sandboxes())
@@ -259,6 +244,6 @@ def test_whatever_fails_and_whoever_dies(node_with, fault):
     Lives(node, f"{SEED} {fault}").run()
     wait_for(node.serves)
     if fault == "no list":  # what was not told may be there: nothing is forgotten, and it goes on later
-        node = node_with()
+        node = node_with(*graces)
     wait_for(lambda: not node.sandboxes() and not node.instances(), 40)
     check_world(node, before)

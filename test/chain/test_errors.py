@@ -17,20 +17,6 @@ SECOND = 10**9
 
 
 @pytest.fixture
-def node_with(short_dir):
-    nodes = []
-
-    def make(*flags, **more):
-        nodes.append(Node(short_dir, *flags, **more))
-        return nodes[-1].start()
-
-    yield make
-    for node in nodes:
-        node.stop()
-        print(node.log())
-
-
-@pytest.fixture
 def node(node_with):
     return node_with()
 

@@ -11,7 +11,7 @@ import time
 import pytest
 import ttrpc
 from conftest import BIN, wait_for
-from node import HEALTH, SANDBOX, Node, annotations
+from node import HEALTH, SANDBOX, annotations
 from ttrpc import Client
 
 QUICK = ("-reconcile-interval", "500ms")
@@ -20,22 +20,16 @@ NEW_BOOT = "22222222-2222-2222-2222-222222222222"
 
 
 @pytest.fixture
-def node_with(short_dir):
-    nodes = []
-
-    def make(*flags, **more):
-        for old in nodes:
-            old.stop()
-        nodes.append(Node(short_dir, *flags, **more))
-        return nodes[-1].start()
-
-    yield make
-    for node in nodes:
-        node.stop()
-        print(node.log())
+def no_netns_left():
+    yield
     # With the state went whoever would have taken the VXLAN links down: their ids are to be free again.
     for netns in os.listdir("/run/netns"):
         subprocess.run(["ip", "netns", "del", netns], check=False)
+
+
+@pytest.fixture
+def node_with(no_netns_left, node_with):  # its cleaning comes behind the node's end
+    return node_with
 
 
 def orphans(node, *more):

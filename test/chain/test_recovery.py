@@ -13,25 +13,11 @@ import time
 import pytest
 import ttrpc
 from conftest import BIN, wait_for
-from node import AGENT, HEALTH, HYPERVISOR, SANDBOX, Node, annotations, check_world, comm, \
+from node import AGENT, HEALTH, HYPERVISOR, SANDBOX, annotations, check_world, comm, \
     create_request, wrapped_guest
 from ttrpc import Client, message
 
 SECOND = 10**9
-
-
-@pytest.fixture
-def node_with(short_dir):
-    nodes = []
-
-    def make(*flags, **more):
-        nodes.append(Node(short_dir, *flags, **more))
-        return nodes[-1].start()
-
-    yield make
-    for node in nodes:
-        node.stop()
-        print(node.log())
 
 
 @pytest.fixture
