@@ -197,8 +197,10 @@ unsigned reconcile_delete(struct reconcile *r, const char *id)
 {
     unsigned n = 0;
     for (struct orphan *o = r->orphans; o; o = o->next)
-        if (str_empty(id) || str_eq(o->instance.id, id))
+        if (str_empty(id) || str_eq(o->instance.id, id)) {
+            o->condemned = true;
             n += delete_begin(r, o);
+        }
     return n;
 }
 
@@ -248,7 +250,7 @@ static void note_orphan(struct reconcile *r, const struct instance *instance)
     if (fresh)
         log_warn("instance %s (%s) carries this node's tags: %s; peerpodctl orphans shows it",
                  o->instance.name, o->instance.id, o->verdict);
-    if (now)
+    if (now || o->condemned)
         delete_begin(r, o);
 }
 

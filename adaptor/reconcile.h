@@ -15,6 +15,7 @@ struct orphan {
     struct instance instance;
     int64_t first_seen_ms; /* real time */
     bool earlier_boot;
+    bool condemned;    /* by the operator */
     bool deleting;     /* a job is at it */
     bool seen;         /* by the last list */
     char verdict[200]; /* what is done about it and why, for people */

@@ -435,7 +435,7 @@ static int local_delete(struct provider *p, struct job *job, const struct instan
     if (r == 0)
         r = store_get(l->store, instance->id, &rec, err);
     if (r == -ENOENT)
-        return 0;
+        return store_finish_removals(l->store, job, err);
     if (r == 0)
         r = store_mark_deleting(l->store, instance->id, err);
     if (r == 0)

@@ -642,3 +642,11 @@ int store_remove(struct store *s, struct job *job, const char *id, struct err *e
         return err_errno(err, -errno, "taking %s out of the registry", id);
     return sweep(s, "old", err);
 }
+
+int store_finish_removals(struct store *s, struct job *job, struct err *err)
+{
+    _cleanup_close_ int registry = -1;
+    int r = lock_registry(s, job, &registry, err);
+
+    return r < 0 ? r : sweep(s, "old", err);
+}

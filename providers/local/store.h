@@ -74,3 +74,5 @@ int store_reset(struct store *s, const char *id, struct err *err);
  * cancelled, bounded by STORE_UNDO_MS. */
 #define STORE_UNDO_MS 15000
 int store_remove(struct store *s, struct job *job, const char *id, struct err *err);
+/* Removes the files of instances that are out of the registry: a removal may fail behind that. */
+int store_finish_removals(struct store *s, struct job *job, struct err *err);

@@ -8,15 +8,17 @@ import pathlib
 import re
 import signal
 import socket
+import threading
 import time
 
 import pytest
 import ttrpc
 from conftest import BIN, wait_for
-from node import HEALTH, SANDBOX, Node
+from node import HEALTH, HYPERVISOR, SANDBOX, Node
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
-from ttrpc import Client
+from ttrpc import Client, message
 
+HASTY = BIN / "cloud-api-adaptor-hasty"  # 2 s of patience with tunnels
 PORT = 8000
 CONNECTIONS_MAX = 32  # adaptor/probe.h
 DOC = pathlib.Path(os.environ["PEERPOD_SOURCE"]) / "docs" / "metrics.md"
@@ -157,6 +159,64 @@ def test_startup_waits_for_the_tunnels(node):
         os.kill(int(pid), signal.SIGCONT)
     wait_for(lambda: get("/startup")[0] == 200, 20)
     assert get("/ready")[0] == 200
+
+
+def test_startup_does_not_wait_for_ever(short_dir):
+    node = Node(short_dir, adaptor=HASTY).start()
+    try:
+        node.run_pod()
+        for pid in forwarder_pids():
+            os.kill(int(pid), signal.SIGSTOP)
+        os.kill(node.daemon_pid(), signal.SIGKILL)
+        wait_for(node.serves)
+        assert get("/startup")[0] == 503
+        wait_for(lambda: get("/startup")[0] == get("/ready")[0] == 200, 10)
+        assert values()["peerpod_tunnels", "up"] == 0
+    finally:
+        node.stop()
+
+
+class Prober(threading.Thread):
+    """Asks for /ready without a pause: (when it was asked, status or None)."""
+
+    def __init__(self):
+        super().__init__(daemon=True)
+        self.answers, self.enough = [], False
+        self.start()
+
+    def run(self):
+        while not self.enough:
+            asked, status = time.monotonic(), None
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                status = get("/ready", timeout=1)[0]
+            self.answers.append((asked, status))
+            time.sleep(0.001)
+
+    def ready(self, since):
+        return [a for a in list(self.answers) if a[0] > since and a[1] == 200]
+
+
+def test_an_ending_daemon_is_not_ready(short_dir):
+    """Neither while a VM is being made, which it does not wait for."""
+    node = Node(short_dir, "-boot-delay", "60s").start()
+    try:
+        prober = Prober()
+        assert node.create().code == ttrpc.OK
+        with Client(node.socket, timeout=30) as shim:
+            shim.start(HYPERVISOR, "StartVM", message((1, SANDBOX)))
+            wait_for(node.instances)
+            wait_for(lambda: prober.ready(0))
+            node.program.process.terminate()
+            wait_for(lambda: "ending; pods" in node.log(), step=0.001)
+            ending = time.monotonic()
+            wait_for(lambda: not node.program.alive(), 5)
+        time.sleep(0.2)
+        prober.enough = True
+        prober.join(5)
+        assert not prober.ready(ending)
+        assert prober.answers[-1][1] is None
+    finally:
+        node.stop()
 
 
 def test_a_port_in_use_is_a_warning(short_dir):

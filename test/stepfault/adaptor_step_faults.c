@@ -5,14 +5,18 @@
  * cancelled (the shim's connection ends) or killed. The keeper starts the daemon again. Pairs: the
  * second fault strikes while the first is cleaned up after, in the daemon's recovery above all. The
  * same for a restart with the pod running, for a second daemon that takes the running pod over (the
- * steps of both count), and for a question on the control socket.
+ * steps of both count), for peerpodctl's questions on the control socket, and for its `orphans
+ * -delete` of a VM that no sandbox knows.
  *
- * After each the caller does what a shim does, StopVM until it is answered; then files, processes,
- * links, mounts and the daemon's descriptors and threads must be as before.
+ * After each the caller does what a shim does, StopVM until it is answered, or an operator, `orphans
+ * -delete` until there are none; then files, processes, links, mounts and the daemon's descriptors
+ * and threads must be as before.
  *
- * The steps are sampled so that the test takes a minute; STEPFAULT_FULL=1 tries them all.
+ * The steps are sampled so that the test takes a minute, others in each of CI's builds (PART of 4).
+ * STEPFAULT_STRIDE=n tries each n-th, 1 all, of pairs each n-th second one behind each n-th first.
  *
- * usage: adaptor_step_faults [pod|restart|takeover|control [FAULTS [FIRST]]], FAULTS as in the table
+ * usage: adaptor_step_faults [pod|restart|takeover|control|orphan [FAULTS [FIRST]]], FAULTS as in the
+ * table
  */
 #include <dirent.h>
 #include <errno.h>
@@ -31,6 +35,8 @@
 #include "hypervisor.pb-c.h"
 #include "net/netns.h"
 #include "net/route.h"
+#include "providers/local/config.h"
+#include "providers/provider.h"
 #include "stepfault/stepfault.h"
 #include "stepfault/world.h"
 #include "wire/ttrpc_client.h"
@@ -38,9 +44,12 @@
 #define SERVICE "hypervisor.Hypervisor"
 #define SANDBOX "317c7ae2f000000000000000000000000000000000000000000000000000001"
 #define DELETED_MS 60000
+#define ORPHAN_MS 1000
+#define STILL 3 /* snapshots in a row */
+#define STILL_US 70000
 
 static char bin[PATH_MAX], state[PATH_MAX], path_socket[PATH_MAX], path_control[PATH_MAX],
-    pods[PATH_MAX], cloud[PATH_MAX], netns[PATH_MAX], node_log[PATH_MAX];
+    pods[PATH_MAX], cloud[PATH_MAX], instances[PATH_MAX], netns[PATH_MAX], node_log[PATH_MAX];
 static const char *const watched[] = {pods, cloud, NULL};
 
 struct subject {
@@ -48,6 +57,9 @@ struct subject {
     bool killing;
     pthread_mutex_t mutex;
     struct ttrpc_client *client; /* lock: mutex */
+    struct provider *provider;   /* this process's own */
+    struct local_config config;
+    struct opt_set sets[2];
 };
 
 _noreturn_ static void die(const char *what)
@@ -58,9 +70,10 @@ _noreturn_ static void die(const char *what)
 
 /* ---- the shim ---- */
 
+/* *ret: owned; NULL: only whether there is an answer matters. */
 static int call_at(struct subject *s, const char *path, const char *service, const char *method,
                    const ProtobufCMessage *request, const ProtobufCMessageDescriptor *reply,
-                   struct err *err)
+                   ProtobufCMessage **ret, struct err *err)
 {
     struct ttrpc_client *c = NULL;
     ProtobufCMessage *answer = NULL;
@@ -75,7 +88,9 @@ static int call_at(struct subject *s, const char *path, const char *service, con
     pthread_mutex_lock(&s->mutex);
     s->client = NULL;
     pthread_mutex_unlock(&s->mutex);
-    if (answer)
+    if (ret)
+        *ret = answer;
+    else if (answer)
         protobuf_c_message_free_unpacked(answer, NULL);
     ttrpc_client_free(c);
     return r;
@@ -84,7 +99,7 @@ static int call_at(struct subject *s, const char *path, const char *service, con
 static int call(struct subject *s, const char *method, const ProtobufCMessage *request,
                 const ProtobufCMessageDescriptor *reply, struct err *err)
 {
-    return call_at(s, path_socket, SERVICE, method, request, reply, err);
+    return call_at(s, path_socket, SERVICE, method, request, reply, NULL, err);
 }
 
 static void cancel(void *arg)
@@ -171,36 +186,166 @@ static int pod(void *arg, struct err *err)
     return r < 0 ? r : stop_vm(arg, err);
 }
 
-/* A question of the operator's. */
+/* ---- what comes before the steps that count ---- */
+
+static unsigned hold_faults(void)
+{
+    return atomic_exchange(&stepfault_control()->mode, STEPFAULT_OFF);
+}
+
+static void let_faults(unsigned mode)
+{
+    atomic_store(&stepfault_control()->count, 0);
+    atomic_store(&stepfault_control()->mode, mode);
+}
+
+static int running_pod(struct subject *s, struct err *err)
+{
+    unsigned mode = hold_faults();
+    int r = create_vm(s, err);
+
+    if (r == 0)
+        r = start_vm(s, err);
+    let_faults(mode);
+    return r;
+}
+
+/* ---- the operator ---- */
+
+static int ask(struct subject *s, const char *method, const ProtobufCMessage *request,
+               const ProtobufCMessageDescriptor *reply, ProtobufCMessage **ret, struct err *err)
+{
+    return call_at(s, path_control, "peerpod.Control", method, request, reply, ret, err);
+}
+
+static int status(struct subject *s, struct err *err)
+{
+    Peerpod__StatusRequest q = PEERPOD__STATUS_REQUEST__INIT;
+
+    return ask(s, "Status", &q.base, &peerpod__status_response__descriptor, NULL, err);
+}
+
+static int inspect(struct subject *s, struct err *err)
+{
+    Peerpod__InspectRequest q = PEERPOD__INSPECT_REQUEST__INIT;
+
+    q.id = (char *)(uintptr_t)SANDBOX;
+    return ask(s, "Inspect", &q.base, &peerpod__inspect_response__descriptor, NULL, err);
+}
+
+/* Returns how many there are. */
+static int orphans(struct subject *s, bool delete, struct err *err)
+{
+    Peerpod__OrphansRequest q = PEERPOD__ORPHANS_REQUEST__INIT;
+    ProtobufCMessage *answer = NULL;
+
+    q.delete_ = delete;
+    int r = ask(s, "Orphans", &q.base, &peerpod__orphans_response__descriptor, &answer, err);
+    if (r < 0)
+        return r;
+    int n = (int)((const Peerpod__OrphansResponse *)answer)->n_orphans;
+    protobuf_c_message_free_unpacked(answer, NULL);
+    return n;
+}
+
+/* All questions, about a sandbox without a VM. */
 static int control(void *arg, struct err *err)
 {
-    Peerpod__StatusRequest q;
+    unsigned mode = hold_faults();
+    int r = create_vm(arg, err);
 
-    peerpod__status_request__init(&q);
-    return call_at(arg, path_control, "peerpod.Control", "Status", &q.base,
-                   &peerpod__status_response__descriptor, err);
+    let_faults(mode);
+    if (r == 0)
+        r = status(arg, err);
+    if (r == 0)
+        r = inspect(arg, err);
+    if (r == 0)
+        r = orphans(arg, false, err);
+    return r;
+}
+
+static int die_and_come_back(struct subject *s, struct err *err)
+{
+    pid_t pid = daemon_pid();
+
+    if (pid <= 0 || kill(pid, SIGKILL) < 0)
+        return err_set(err, -ESRCH, "no daemon to kill");
+    for (int64_t until = clock_mono_ms() + 20000; clock_mono_ms() < until; usleep(20000)) {
+        struct err e = ERR_INIT;
+        if (daemon_pid() != pid && status(s, &e) == 0)
+            return 0;
+    }
+    return err_set(err, -ETIMEDOUT, "the daemon does not come back");
 }
 
 /* The daemon dies with the pod running; its successor's way to the first answer has the faults. */
 static int restart(void *arg, struct err *err)
 {
-    struct stepfault_control *k = stepfault_control();
-    unsigned mode = atomic_exchange(&k->mode, STEPFAULT_OFF);
-    int r = create_vm(arg, err);
+    int r = running_pod(arg, err);
 
+    return r < 0 ? r : die_and_come_back(arg, err);
+}
+
+/* A VM with this node's tags that no sandbox knows, as one whose state directory is lost; the daemon
+ * finds it when it starts. */
+static int lose_vm(struct subject *s, struct err *err)
+{
+    static const struct tag tags[] = {
+        {TAG_CREATOR, "cloud-api-adaptor"}, {TAG_NODE, "worker"}, {TAG_SANDBOX, "lost"}, {0}};
+    static const struct instance_request request = {.name = "podvm-lost-01234567",
+                                                    .token = "0123456789abcdef0123456789abcdef",
+                                                    .tags = tags,
+                                                    .user_data = "#cloud-config\n",
+                                                    .user_data_len = 14};
+    struct instance instance = {0};
+    struct job *job = job_new_inline(20000);
+    int r = s->provider->type->create(s->provider, job, &request, &instance, err);
+
+    job_free_inline(job);
     if (r == 0)
-        r = start_vm(arg, err);
-    atomic_store(&k->count, 0);
-    atomic_store(&k->mode, mode);
-    pid_t pid = daemon_pid();
-    if (r < 0 || pid <= 0 || kill(pid, SIGKILL) < 0)
-        return r < 0 ? r : err_set(err, -ESRCH, "no daemon to kill");
-    for (int64_t until = clock_mono_ms() + 20000; clock_mono_ms() < until; usleep(20000)) {
+        r = die_and_come_back(s, err);
+    for (int i = 0; r == 0 && orphans(s, false, err) != 1; i++, usleep(20000))
+        r = i < 500 ? 0 : err_set(err, -ETIMEDOUT, "the daemon does not see the VM");
+    return r;
+}
+
+static bool is_empty(const char *path);
+
+static int wait_no_vm(int64_t ms, struct err *err)
+{
+    for (int64_t until = clock_mono_ms() + ms; !is_empty(instances); usleep(5000))
+        if (clock_mono_ms() > until)
+            return err_set(err, -ETIMEDOUT, "the VM is not deleted");
+    return 0;
+}
+
+static int orphan(void *arg, struct err *err)
+{
+    unsigned mode = hold_faults();
+    int r = lose_vm(arg, err);
+
+    let_faults(mode);
+    if (r == 0)
+        r = orphans(arg, true, err);
+    return r < 0 ? r : wait_no_vm(ORPHAN_MS, err);
+}
+
+/* The operator's word again: the daemon may have died with it, and forgets what it could not do. */
+static int recover_orphan(void *arg, _unused_ int result, struct err *err)
+{
+    int64_t until = clock_mono_ms() + 20000;
+
+    for (;;) {
         struct err e = ERR_INIT;
-        if (daemon_pid() != pid && control(arg, &e) == 0)
+        int r = orphans(arg, true, &e);
+        if (r == 0)
+            r = wait_no_vm(0, &e);
+        if (r == 0)
             return 0;
+        if (clock_mono_ms() > until)
+            return err_set(err, -ETIMEDOUT, "orphans -delete: %d, %s", r, err_text(&e));
+        usleep(20000);
     }
-    return err_set(err, -ETIMEDOUT, "the daemon does not come back");
 }
 
 /* StopVM until it is answered: the daemon may be on its way back up. */
@@ -226,6 +371,10 @@ static char *snapshot(void *arg)
 {
     const struct subject *s = arg;
 
+    /* What has died without a parent is ours: we are the namespace's first process. */
+    for (pid_t pid; (pid = waitpid(-1, NULL, WNOHANG)) > 0;)
+        if (pid == s->keeper)
+            die("the keeper has ended");
     return world_snapshot_of(s->killing ? 0 : daemon_pid(), watched);
 }
 
@@ -272,16 +421,10 @@ static pid_t start_node(void)
 static int takeover(void *arg, struct err *err)
 {
     struct subject *s = arg;
-    struct stepfault_control *k = stepfault_control();
-    unsigned mode = atomic_exchange(&k->mode, STEPFAULT_OFF);
-    int r = create_vm(arg, err);
+    int r = running_pod(s, err);
 
-    if (r == 0)
-        r = start_vm(arg, err);
     if (r < 0)
         return r;
-    atomic_store(&k->count, 0);
-    atomic_store(&k->mode, mode);
     pid_t keepers[] = {s->keeper, start_node()}, ended = 0;
     for (int64_t until = clock_mono_ms() + 30000; clock_mono_ms() < until; usleep(20000)) {
         struct err e = ERR_INIT;
@@ -290,7 +433,7 @@ static int takeover(void *arg, struct err *err)
             ended = pid;
         if (ended)
             s->keeper = ended == keepers[0] ? keepers[1] : keepers[0];
-        if (ended && control(arg, &e) == 0)
+        if (ended && status(s, &e) == 0)
             return 0;
     }
     return err_set(err, -ETIMEDOUT, "two daemons do not become one");
@@ -339,6 +482,17 @@ static int make_netns(struct err *err)
     return r < 0 ? r : link_route_add(nl, &route, err);
 }
 
+static int open_provider(struct subject *s, struct err *err)
+{
+    const struct provider_type *local = provider_type_find("local");
+    const char *const argv[] = {
+        "-local-registry-dir", cloud, "-local-guest-dir", bin, "-guest-fault", "no-boot", NULL};
+
+    s->sets[0] = (struct opt_set){"local", local->opts, &s->config, NULL};
+    int r = opt_parse(s->sets, (char *const *)(uintptr_t)argv, NULL, NULL, err);
+    return r < 0 ? r : local->open(&s->config, &s->provider, err);
+}
+
 static void setup(struct subject *s)
 {
     char block[PATH_MAX];
@@ -353,6 +507,7 @@ static void setup(struct subject *s)
     place(path_control, "state/control.sock");
     place(pods, "state/pods");
     place(cloud, "cloud");
+    place(instances, "cloud/instances");
     place(netns, "netns/pod1");
     place(node_log, "node.log");
     place(block, "control");
@@ -360,7 +515,7 @@ static void setup(struct subject *s)
         die("making directories");
     bind_control(block, "cloud-api-adaptor");
     bind_control(block, "peerpod-local-vm");
-    if (make_netns(&err) < 0)
+    if (make_netns(&err) < 0 || open_provider(s, &err) < 0)
         die(err.text);
     s->keeper = start_node();
     for (int i = 0; access(path_socket, F_OK) < 0; i++) {
@@ -375,12 +530,18 @@ static void setup(struct subject *s)
 static const struct operation {
     const char *word;
     int (*run)(void *arg, struct err *err);
-} operations[] = {{"pod", pod}, {"restart", restart}, {"takeover", takeover}, {"control", control}};
+    int (*recover)(void *arg, int result, struct err *err);
+    bool dies; /* also without a fault */
+} operations[] = {{"pod", pod, recover, false},
+                  {"restart", restart, recover, true},
+                  {"takeover", takeover, recover, true},
+                  {"control", control, recover, false},
+                  {"orphan", orphan, recover_orphan, true}};
 
 static const struct faults {
     const char *word, *operation;
     enum stepfault_mode mode, pair;
-    unsigned samples; /* 0: only where it is asked for by name */
+    unsigned samples; /* of pairs so many first ones, each with so many second ones */
 } faults[] = {
     {"fail", "pod", STEPFAULT_FAIL, STEPFAULT_OFF, 6},
     {"cancel", "pod", STEPFAULT_CANCEL, STEPFAULT_OFF, 5},
@@ -392,10 +553,32 @@ static const struct faults {
     {"kill+kill", "pod", STEPFAULT_KILL, STEPFAULT_KILL, 2},
     {"fail", "restart", STEPFAULT_FAIL, STEPFAULT_OFF, 3},
     {"kill", "restart", STEPFAULT_KILL, STEPFAULT_OFF, 3},
+    {"fail+fail", "restart", STEPFAULT_FAIL, STEPFAULT_FAIL, 1},
+    {"fail+kill", "restart", STEPFAULT_FAIL, STEPFAULT_KILL, 1},
+    {"kill+fail", "restart", STEPFAULT_KILL, STEPFAULT_FAIL, 1},
+    {"kill+kill", "restart", STEPFAULT_KILL, STEPFAULT_KILL, 1},
     {"fail", "takeover", STEPFAULT_FAIL, STEPFAULT_OFF, 3},
     {"kill", "takeover", STEPFAULT_KILL, STEPFAULT_OFF, 3},
-    {"fail", "control", STEPFAULT_FAIL, STEPFAULT_OFF, 10},
+    {"fail+fail", "takeover", STEPFAULT_FAIL, STEPFAULT_FAIL, 1},
+    {"fail+kill", "takeover", STEPFAULT_FAIL, STEPFAULT_KILL, 1},
+    {"kill+fail", "takeover", STEPFAULT_KILL, STEPFAULT_FAIL, 1},
+    {"kill+kill", "takeover", STEPFAULT_KILL, STEPFAULT_KILL, 1},
+    {"fail", "control", STEPFAULT_FAIL, STEPFAULT_OFF, 6},
+    {"cancel", "control", STEPFAULT_CANCEL, STEPFAULT_OFF, 4},
     {"kill", "control", STEPFAULT_KILL, STEPFAULT_OFF, 4},
+    {"fail+fail", "control", STEPFAULT_FAIL, STEPFAULT_FAIL, 1},
+    {"fail+kill", "control", STEPFAULT_FAIL, STEPFAULT_KILL, 1},
+    {"cancel+fail", "control", STEPFAULT_CANCEL, STEPFAULT_FAIL, 1},
+    {"kill+fail", "control", STEPFAULT_KILL, STEPFAULT_FAIL, 1},
+    {"kill+kill", "control", STEPFAULT_KILL, STEPFAULT_KILL, 1},
+    {"fail", "orphan", STEPFAULT_FAIL, STEPFAULT_OFF, 3},
+    {"cancel", "orphan", STEPFAULT_CANCEL, STEPFAULT_OFF, 2},
+    {"kill", "orphan", STEPFAULT_KILL, STEPFAULT_OFF, 3},
+    {"fail+fail", "orphan", STEPFAULT_FAIL, STEPFAULT_FAIL, 1},
+    {"fail+kill", "orphan", STEPFAULT_FAIL, STEPFAULT_KILL, 1},
+    {"cancel+fail", "orphan", STEPFAULT_CANCEL, STEPFAULT_FAIL, 1},
+    {"kill+fail", "orphan", STEPFAULT_KILL, STEPFAULT_FAIL, 1},
+    {"kill+kill", "orphan", STEPFAULT_KILL, STEPFAULT_KILL, 1},
 };
 
 static bool is_empty(const char *path)
@@ -414,16 +597,29 @@ static bool is_empty(const char *path)
  * be met again. */
 static void wait_deleted(void)
 {
-    char instances[PATH_MAX];
     int64_t end = clock_mono_ms() + DELETED_MS;
 
-    place(instances, "cloud/instances");
     while (!is_empty(pods) || !is_empty(instances)) {
         if (clock_mono_ms() > end)
             die("the counting pod is not deleted");
         usleep(20000);
     }
     sleep(1); /* threads and processes that end */
+}
+
+/* What a kind of faults does not look at (descriptors, where the daemon is killed) is still to be
+ * as it was when the next kind begins. */
+static void wait_still(struct subject *s)
+{
+    _cleanup_free_ char *before = snapshot(s);
+
+    for (int same = 0, i = 0; same < STILL && i < 100; i++) {
+        usleep(STILL_US);
+        char *now = snapshot(s);
+        same = str_eq(before, now) ? same + 1 : 0;
+        free(before);
+        before = now;
+    }
 }
 
 /* Steps of one undisturbed run. */
@@ -438,37 +634,64 @@ static unsigned count_steps(struct subject *s, const struct operation *o)
         die(err.text);
     unsigned n = atomic_load(&k->count);
     atomic_store(&k->mode, STEPFAULT_OFF);
-    if (recover(s, 0, &err) < 0)
+    if (o->recover(s, 0, &err) < 0)
         die(err.text);
     wait_deleted();
     return n;
 }
 
+/* Each STEPFAULT_STRIDE-th from the first on, or samples in the middle of what there is. */
+static void plan(struct stepfault_case *c, unsigned steps, unsigned samples, uint64_t first)
+{
+    const char *word = getenv("STEPFAULT_STRIDE");
+    uint64_t stride = 0;
+
+    if (word && str_to_u64(word, steps, &stride) == 0 && stride > 0) {
+        c->stride = (unsigned)stride;
+        c->first = (unsigned)first;
+    } else {
+        c->stride = MAX(steps / samples, 1U);
+        c->first = 1 + c->stride * PART / 4;
+        c->samples = samples;
+    }
+    if (c->pair == STEPFAULT_OFF)
+        return;
+    /* Sampled near to the first: behind a failure there are not many more. */
+    c->pair_stride = c->samples ? 1 + c->stride / 6 : c->stride;
+    c->pair_first = c->samples ? 1 + c->pair_stride * PART / 4 : 1;
+}
+
 static unsigned run(struct subject *s, const struct operation *o, const struct faults *f,
-                    uint64_t first)
+                    unsigned steps, uint64_t first)
 {
     char name[64];
-    unsigned steps = count_steps(s, o);
-    bool full = str_eq(getenv("STEPFAULT_FULL"), "1");
-    unsigned stride = full ? 1 : MAX(steps / MAX(f->samples, 1U), 1U);
     struct stepfault_case c = {.name = name,
                                .mode = f->mode,
                                .pair = f->pair,
-                               .pair_stride = f->pair == STEPFAULT_OFF ? 0 : stride,
                                .dirs = watched,
                                .run = o->run,
-                               .recover = recover,
+                               .recover = o->recover,
                                .cancel = cancel,
                                .snapshot = snapshot,
-                               .first = (unsigned)first,
-                               .stride = stride,
                                .settle_ms = 10000};
 
-    /* The daemon has died in between. */
-    s->killing = f->mode == STEPFAULT_KILL || f->pair == STEPFAULT_KILL || o->run == restart ||
-                 o->run == takeover;
+    plan(&c, steps, f->samples, first);
+    s->killing = false;
+    wait_still(s);
+    s->killing = f->mode == STEPFAULT_KILL || f->pair == STEPFAULT_KILL || o->dies;
     (void)snprintf(name, sizeof(name), "daemon's %s, %s", o->word, f->word);
     return stepfault_run(&c, s);
+}
+
+static unsigned run_all(struct subject *s, const struct operation *o, const char *word,
+                        uint64_t first)
+{
+    unsigned steps = count_steps(s, o), wrong = 0;
+
+    for (size_t i = 0; i < ARRAY_SIZE(faults); i++)
+        if (str_eq(faults[i].operation, o->word) && (!word || str_eq(word, faults[i].word)))
+            wrong += run(s, o, &faults[i], steps, first);
+    return wrong;
 }
 
 static void print_log(void)
@@ -492,13 +715,12 @@ int main(int argc, char **argv)
     if (argc > 3 && str_to_u64(argv[3], 100000, &first) < 0)
         return 2;
     for (size_t i = 0; i < ARRAY_SIZE(operations); i++)
-        for (size_t k = 0; k < ARRAY_SIZE(faults); k++)
-            if (str_eq(faults[k].operation, operations[i].word) &&
-                (argc < 2 || str_eq(argv[1], operations[i].word)) &&
-                (argc < 3 ? faults[k].samples > 0 : str_eq(argv[2], faults[k].word)))
-                wrong += run(&s, &operations[i], &faults[k], first);
+        if (argc < 2 || str_eq(argv[1], operations[i].word))
+            wrong += run_all(&s, &operations[i], argc < 3 ? NULL : argv[2], first);
     if (wrong)
         print_log();
     kill(s.keeper, SIGKILL);
+    s.provider->type->close(s.provider);
+    opt_done(s.sets);
     return wrong ? 1 : 0;
 }

@@ -227,14 +227,19 @@ static bool one(const struct stepfault_case *c, void *arg, unsigned n, unsigned 
     return wrong;
 }
 
+static bool enough(const struct stepfault_case *c, unsigned tries)
+{
+    return c->samples > 0 && tries >= c->samples;
+}
+
 /* The second faults behind step n: until one is not reached. */
 static unsigned pairs(const struct stepfault_case *c, void *arg, unsigned n, char **known,
                       unsigned *ret_tried, bool *ret_hit)
 {
-    unsigned wrong = 0, hits = 2;
+    unsigned wrong = 0, hits = 2, second = MAX(c->pair_first, 1U);
 
     *ret_hit = false;
-    for (unsigned second = 1; hits == 2; second += c->pair_stride) {
+    for (unsigned tries = 0; hits == 2 && !enough(c, tries); tries++, second += c->pair_stride) {
         wrong += one(c, arg, n, second, known, &hits);
         *ret_hit = *ret_hit || hits > 0;
         *ret_tried += hits == 2;
@@ -245,10 +250,10 @@ static unsigned pairs(const struct stepfault_case *c, void *arg, unsigned n, cha
 unsigned stepfault_run(const struct stepfault_case *c, void *arg)
 {
     unsigned stride = MAX(c->stride, 1U), max = c->max ? c->max : STEPS_MAX;
-    unsigned wrong = 0, missed = 0, tried = 0, n;
+    unsigned wrong = 0, missed = 0, tried = 0, tries, n = MAX(c->first, 1U);
     _cleanup_free_ char *known = NULL;
 
-    for (n = MAX(c->first, 1U); n <= max && missed < 2; n += stride) {
+    for (tries = 0; n <= max && missed < 2 && !enough(c, tries); tries++, n += stride) {
         unsigned hits = 0;
         bool hit = false;
         if (c->pair_stride > 0) {
@@ -260,12 +265,12 @@ unsigned stepfault_run(const struct stepfault_case *c, void *arg)
         }
         missed = hit ? 0 : missed + 1;
     }
-    if (missed < 2) {
+    if (missed < 2 && !enough(c, tries)) {
         fprintf(stderr, "%s: still not through after %u steps\n", c->name, max);
         wrong++;
     }
     fprintf(stderr, "%s: %u %s of about %u steps %s, %u wrong\n", c->name, tried,
-            c->pair_stride > 0 ? "pairs" : "steps", n > 2 * stride ? n - 2 * stride : 0,
+            c->pair_stride > 0 ? "pairs" : "steps", n > missed * stride ? n - missed * stride : 0,
             mode_names[c->mode], wrong);
     return wrong;
 }

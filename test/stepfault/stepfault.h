@@ -60,14 +60,17 @@ struct stepfault_case {
     /* Mode CANCEL: cancels the operation, on a thread of the runner's, while the step waits. */
     void (*cancel)(void *arg);
     bool fork_run;
-    /* Pairs: behind each n a second fault, FAIL or KILL, 1, 1 + pair_stride, ... steps later, while
+    /* Pairs: behind each n a second fault, FAIL or KILL, pair_first (0: 1) steps later and then each
+     * pair_stride more, while
      * the operation undoes itself or recover runs (in a child too where fork_run is set); then
      * recover once more, without faults, as after a death. pair_stride 0: single faults. */
     enum stepfault_mode pair;
-    unsigned pair_stride;
-    unsigned stride;   /* 0 and 1: every n; else n = 1, 1 + stride, ... */
-    unsigned first;    /* 0 and 1: from the first */
-    unsigned max;      /* gives up (as a failure) beyond this many steps; 0: 20000 */
+    unsigned pair_stride, pair_first;
+    unsigned stride; /* 0 and 1: every n; else n = first, first + stride, ... */
+    unsigned first;  /* 0 and 1: from the first */
+    unsigned
+        samples;  /* so many n, and behind each so many second faults; 0: all that are reached */
+    unsigned max; /* gives up (as a failure) beyond this many steps; 0: 20000 */
     int64_t settle_ms; /* for what the kernel removes in its own time; 0: 10 s */
     /* The world as text, owned; NULL: world_snapshot(dirs) */
     char *(*snapshot)(void *arg);
