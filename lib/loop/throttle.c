@@ -260,6 +260,23 @@ int throttle_wait(struct throttle *t, const char *name, struct job *job, struct 
     return 0;
 }
 
+void throttle_follow(struct job *job, struct job *other, int64_t *since_ms)
+{
+    char words[JOB_WORDS_MAX];
+    int64_t now = clock_mono_ms();
+
+    job_words(other, words);
+    job_say(job, "%s", words);
+    if (!words[0] || *since_ms < 0)
+        return;
+    *since_ms = *since_ms ? *since_ms : now;
+    if (now - *since_ms < LOG_WAIT_MS)
+        return;
+    *since_ms = -1;
+    log_entry(LOG_LEVEL_INFO, job_sandbox(job), NULL,
+              "waits for an answer that others wait for too: %s", words);
+}
+
 void throttle_refused(struct throttle *t, const char *name, const char *reason, int64_t sent_ms,
                       int64_t pause_ms)
 {

@@ -38,6 +38,12 @@ DEFINE_CLEANUP(struct throttle, throttle_free)
 /* Waits for the job's turn, in order of arrival. 0, -ECANCELED, -ETIMEDOUT (err set). While it
  * waits, the job says why (job_words). */
 int throttle_wait(struct throttle *t, const char *bucket, struct job *job, struct err *err);
+/*
+ * For a job whose answer another job fetches: it says what that one waits for, and logs it once when it
+ * takes a second. *since_ms: the caller's, 0 at first. job_say(job, NULL) ends it. The caller sees to it
+ * that the other job does not end meanwhile.
+ */
+void throttle_follow(struct job *job, struct job *other, int64_t *since_ms);
 /* reason: the provider's word ("RequestLimitExceeded"). */
 void throttle_refused(struct throttle *t, const char *bucket, const char *reason, int64_t sent_ms,
                       int64_t pause_ms);

@@ -60,7 +60,7 @@ struct credentials {
     pthread_mutex_t lock;
     struct aws_key key;          /* lock; id NULL: none yet */
     char source[AWS_SOURCE_MAX]; /* lock */
-    bool fetching;               /* lock: a job is at it */
+    struct job *fetcher;         /* lock: the job that is at it, or NULL */
     uint64_t fetches;            /* lock: ended ones */
     struct err last;             /* lock: of the last fetch; code 0: it succeeded */
     int64_t fetched_ms;          /* lock: end of the last fetch, by AWS's clock */
@@ -615,14 +615,14 @@ static int fetch(struct credentials *c, struct job *job, int64_t now_ms, struct 
     struct aws_key key = {0};
     int r;
 
-    c->fetching = true;
+    c->fetcher = job;
     pthread_mutex_unlock(&c->lock);
     r = fetch_from(&f, &key, &now);
     profiles_free(f.profiles);
     if (r < 0 && job_check(job) < 0)
         r = now.code = job_check(job);
     pthread_mutex_lock(&c->lock);
-    c->fetching = false;
+    c->fetcher = NULL;
     c->fetches++;
     c->last = now;
     c->fetched_ms = now_ms;
@@ -650,13 +650,16 @@ static enum need need_of(const struct credentials *c, const char *refused, int64
 }
 
 /* lock, which is let go meanwhile. Another job is fetching; seen: c->fetches when this one came. */
-static int wait_for_other(struct credentials *c, struct job *job, uint64_t seen, struct err *err)
+static int wait_for_other(struct credentials *c, struct job *job, uint64_t seen, int64_t *since_ms,
+                          struct err *err)
 {
     int r;
 
+    throttle_follow(job, c->fetcher, since_ms);
     pthread_mutex_unlock(&c->lock);
     r = job_sleep(job, POLL_MS);
     pthread_mutex_lock(&c->lock);
+    job_say(job, NULL);
     if (r < 0)
         return err_set(err, r, "%s while waiting for credentials",
                        r == -ECANCELED ? "cancelled" : "no time left");
@@ -672,19 +675,20 @@ static int ensure(struct credentials *c, struct job *job, const char *refused, i
                   struct err *err)
 {
     uint64_t seen = c->fetches;
+    int64_t since_ms = 0;
     struct err why = ERR_INIT;
 
     for (;;) {
         enum need need = need_of(c, refused, now_ms);
         int r;
 
-        if (need == NEED_NOTHING || (need == NEED_SOON && c->fetching))
+        if (need == NEED_NOTHING || (need == NEED_SOON && c->fetcher))
             return 0;
         /* Also when it is the refused one again: there is no other. */
         if (c->fetches != seen && c->last.code == 0)
             return 0;
-        if (c->fetching) {
-            r = wait_for_other(c, job, seen, err);
+        if (c->fetcher) {
+            r = wait_for_other(c, job, seen, &since_ms, err);
             if (r < 0)
                 return r;
             continue;

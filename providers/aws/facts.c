@@ -4,8 +4,9 @@
  * process's life: instance types and AMIs are immutable, and a node's subnet is as well. A launch
  * template is not: what its default version says is asked for again after TEMPLATE_MS.
  *
- * A failure is not kept: the next pod asks again. The lock is taken by trying, with the job's own
- * waits between, so that a cancelled job does not hang behind a slow AWS.
+ * A failure is not kept: the next pod asks again. One job at a time holds the facts, also while it asks
+ * AWS; who waits for it looks every LOCK_POLL_MS whether it may go on, so that a cancelled job does not
+ * hang behind a slow AWS, and says what the holder waits for.
  *
  * Types are asked for by a filter and not by name, because one name that the region does not know
  * would fail the whole call: such a type is listed as unknown, and only who needs it hears of it.
@@ -17,6 +18,7 @@
 
 #include "base/clock.h"
 #include "base/str.h"
+#include "loop/throttle.h"
 #include "providers/aws/query.h"
 
 #define IMAGES_MAX 16
@@ -27,17 +29,18 @@ struct aws_facts {
     const struct aws_config *config;
     struct aws_client *client;
     pthread_mutex_t lock;
+    struct job *holder; /* lock; whose all the rest is */
 
-    struct aws_type types[PICKER_TYPES_MAX]; /* lock until types_known */
+    struct aws_type types[PICKER_TYPES_MAX];
     size_t n_types;
-    bool types_known;                    /* lock */
-    struct aws_type other;               /* lock; a template's type that is not among them */
-    struct aws_template template;        /* lock */
-    int64_t template_ms;                 /* lock; when it was asked for, 0: not yet */
-    struct aws_image images[IMAGES_MAX]; /* lock */
-    size_t n_images, next_image;         /* lock */
-    struct aws_node node;                /* lock */
-    bool node_known;                     /* lock */
+    bool types_known;
+    struct aws_type other; /* a template's type that is not among them */
+    struct aws_template template;
+    int64_t template_ms; /* when it was asked for, 0: not yet */
+    struct aws_image images[IMAGES_MAX];
+    size_t n_images, next_image;
+    struct aws_node node;
+    bool node_known;
 };
 
 static void add_type(struct aws_facts *f, const char *name)
@@ -79,14 +82,30 @@ void aws_facts_free(struct aws_facts *f)
     free(f);
 }
 
-static int lock(struct aws_facts *f, struct job *job, struct err *err)
+static int hold(struct aws_facts *f, struct job *job, struct err *err)
 {
-    while (pthread_mutex_trylock(&f->lock) != 0) {
-        int r = job_sleep(job, LOCK_POLL_MS);
-        if (r < 0)
-            return err_errno(err, r, "waiting for what another job asks AWS");
+    int64_t since_ms = 0;
+    int r = 0;
+
+    pthread_mutex_lock(&f->lock);
+    while (f->holder && r == 0) {
+        throttle_follow(job, f->holder, &since_ms);
+        pthread_mutex_unlock(&f->lock);
+        r = job_sleep(job, LOCK_POLL_MS);
+        pthread_mutex_lock(&f->lock);
     }
-    return 0;
+    if (r == 0)
+        f->holder = job;
+    pthread_mutex_unlock(&f->lock);
+    job_say(job, NULL);
+    return r < 0 ? err_errno(err, r, "waiting for what another job asks AWS") : 0;
+}
+
+static void let_go(struct aws_facts *f)
+{
+    pthread_mutex_lock(&f->lock);
+    f->holder = NULL;
+    pthread_mutex_unlock(&f->lock);
 }
 
 /* ---- types ---- */
@@ -152,7 +171,7 @@ static int fetch_types(struct aws_facts *f, struct job *job, struct aws_type *ty
     return ec2_describe(f->client, job, &what, take_type, &list, NULL, err);
 }
 
-/* lock. The template's type, when the operator's lists do not have it. */
+/* The template's type, when the operator's lists do not have it. */
 static int fetch_other(struct aws_facts *f, struct job *job, const char *name, struct err *err)
 {
     struct aws_type type = {0};
@@ -167,7 +186,6 @@ static int fetch_other(struct aws_facts *f, struct job *job, const char *name, s
     return r;
 }
 
-/* lock */
 static int know_types(struct aws_facts *f, struct job *job, const char *def, struct err *err)
 {
     int r = f->types_known ? 0 : fetch_types(f, job, f->types, f->n_types, err);
@@ -181,7 +199,6 @@ static int know_types(struct aws_facts *f, struct job *job, const char *def, str
     return fetch_other(f, job, def, err);
 }
 
-/* lock */
 static size_t copy_allowed(const struct aws_facts *f, const char *def, struct aws_type *ret)
 {
     char *const *allowed = f->config->instance_types;
@@ -198,14 +215,14 @@ static size_t copy_allowed(const struct aws_facts *f, const char *def, struct aw
 int aws_facts_types(struct aws_facts *f, struct job *job, const char *def,
                     struct aws_type ret[PICKER_TYPES_MAX], size_t *ret_n, struct err *err)
 {
-    int r = lock(f, job, err);
+    int r = hold(f, job, err);
 
     if (r < 0)
         return r;
     r = know_types(f, job, def, err);
     if (r == 0)
         *ret_n = copy_allowed(f, def, ret);
-    pthread_mutex_unlock(&f->lock);
+    let_go(f);
     return r;
 }
 
@@ -264,7 +281,7 @@ static int fetch_template(struct aws_facts *f, struct job *job, struct err *err)
 int aws_facts_template(struct aws_facts *f, struct job *job, struct aws_template *ret,
                        struct err *err)
 {
-    int r = lock(f, job, err);
+    int r = hold(f, job, err);
 
     if (r < 0)
         return r;
@@ -272,7 +289,7 @@ int aws_facts_template(struct aws_facts *f, struct job *job, struct aws_template
         r = fetch_template(f, job, err);
     if (r == 0)
         *ret = f->template;
-    pthread_mutex_unlock(&f->lock);
+    let_go(f);
     return r;
 }
 
@@ -322,7 +339,7 @@ static int fetch_image(struct aws_facts *f, struct job *job, struct aws_image *r
 int aws_facts_image(struct aws_facts *f, struct job *job, const char *id, struct aws_image *ret,
                     struct err *err)
 {
-    int r = lock(f, job, err);
+    int r = hold(f, job, err);
 
     if (r < 0)
         return r;
@@ -334,7 +351,7 @@ int aws_facts_image(struct aws_facts *f, struct job *job, const char *id, struct
         err_set(err, -EINVAL, "an AMI's id has less than %d characters", EC2_ID_MAX);
     else if (!*ret->state)
         r = fetch_image(f, job, ret, err);
-    pthread_mutex_unlock(&f->lock);
+    let_go(f);
     return r;
 }
 
@@ -387,7 +404,7 @@ static int fetch_node(struct aws_facts *f, struct job *job, struct err *err)
 
 int aws_facts_node(struct aws_facts *f, struct job *job, struct aws_node *ret, struct err *err)
 {
-    int r = lock(f, job, err);
+    int r = hold(f, job, err);
 
     if (r < 0)
         return r;
@@ -397,6 +414,6 @@ int aws_facts_node(struct aws_facts *f, struct job *job, struct aws_node *ret, s
         f->node_known = true;
         *ret = f->node;
     }
-    pthread_mutex_unlock(&f->lock);
+    let_go(f);
     return r;
 }

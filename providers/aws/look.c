@@ -13,7 +13,11 @@
  * of its own would have told.
  *
  * A leader whose own job ends (cancel, deadline) has failed alone: the questions that it took go back
- * to the front of the queue. Any other failure is everybody's.
+ * to the front of the queue. Any other failure is everybody's. Whoever's own job ends leaves at once,
+ * wherever its question is: the leader works on copies of the names, and its answers go to those
+ * questions of the batch that are still there.
+ *
+ * Who waits says what the leader waits for (its turn, when AWS throttles), so that every pod is told.
  */
 #include "providers/aws/look.h"
 
@@ -22,12 +26,14 @@
 #include <time.h>
 
 #include "base/str.h"
+#include "loop/throttle.h"
 
 #define WAIT_MS 50 /* how often a waiting job looks whether it may go on */
+#define SANDBOX_SIZE sizeof(((struct ec2_instance *)0)->sandbox)
 
 struct question {
     const char *sandbox;
-    struct question *next; /* in the queue, then in the leader's batch */
+    struct question *next; /* in the queue, or in the batch */
     struct ec2_instance *found;
     size_t n;
     int r;
@@ -40,7 +46,17 @@ struct look {
     pthread_mutex_t lock;
     pthread_cond_t changed;
     struct question *first, **last; /* lock */
-    bool asking;                    /* lock */
+    struct question *batch;         /* lock: what the leader asks about */
+    struct job *leader;             /* lock; NULL: nobody asks */
+};
+
+/* One call: its questions' sandboxes, and what AWS says. */
+struct call {
+    char names[LOOK_BATCH][SANDBOX_SIZE];
+    const char *values[LOOK_BATCH];
+    size_t n;
+    struct ec2_instance *found;
+    size_t n_found;
 };
 
 struct look *look_new(struct aws_client *client)
@@ -65,99 +81,107 @@ void look_free(struct look *look)
 
 /* ---- the leader ---- */
 
-/* Cuts the batch off the queue. */
-static struct question *take_batch(struct look *look)
+static void add_name(struct call *call, const char *sandbox)
 {
-    struct question *batch = look->first, **end = &look->first;
+    for (size_t i = 0; i < call->n; i++)
+        if (str_eq(call->names[i], sandbox))
+            return;
+    memcpy(call->names[call->n], sandbox, strlen(sandbox) + 1);
+    call->values[call->n] = call->names[call->n];
+    call->n++;
+}
 
-    for (unsigned n = 0; *end && n < LOOK_BATCH; n++)
+/* lock. Cuts the batch off the queue. */
+static void take_batch(struct look *look, struct call *call)
+{
+    struct question **end = &look->first;
+
+    look->batch = look->first;
+    for (unsigned n = 0; *end && n < LOOK_BATCH; n++) {
+        add_name(call, (*end)->sandbox);
         end = &(*end)->next;
+    }
     look->first = *end;
     if (!look->first)
         look->last = &look->first;
     *end = NULL;
-    return batch;
 }
 
-static int take_instance(const struct xml_node *item, void *arg, struct err *err)
+static int take_reservation(const struct xml_node *item, void *arg, struct err *err)
 {
     const struct xml_node *n = xml_first(xml_find(item, "instancesSet"));
+    struct call *call = arg;
+    int r = 0;
 
-    for (; n; n = xml_next(n)) {
-        struct ec2_instance found;
-        int r = ec2_parse_instance(n, &found, err);
-        if (r < 0)
-            return r;
-        for (struct question *q = arg; q; q = q->next) {
-            if (!str_eq(q->sandbox, found.sandbox))
-                continue;
-            q->found = xrealloc(q->found, (q->n + 1) * sizeof(*q->found));
-            q->found[q->n++] = found;
-        }
+    for (; n && r == 0; n = xml_next(n)) {
+        call->found = xrealloc(call->found, (call->n_found + 1) * sizeof(*call->found));
+        r = ec2_parse_instance(n, &call->found[call->n_found], err);
+        call->n_found += r == 0;
     }
-    return 0;
+    return r;
 }
 
-static int ask(struct look *look, struct job *job, struct question *batch, struct err *err)
+static int ask(struct look *look, struct job *job, struct call *call, struct err *err)
 {
-    const char *names[LOOK_BATCH];
-    struct ec2_filter filter = {"tag:" TAG_SANDBOX, names, 0};
+    const struct ec2_filter filter = {"tag:" TAG_SANDBOX, call->values, call->n};
     const struct ec2_describe what = {.action = "DescribeInstances",
                                       .set = "reservationSet",
                                       .filters = &filter,
                                       .n_filters = 1,
                                       .page = EC2_PAGE};
 
-    for (const struct question *q = batch; q; q = q->next) {
-        size_t i = 0;
-        while (i < filter.n && !str_eq(names[i], q->sandbox))
-            i++;
-        if (i == filter.n)
-            names[filter.n++] = q->sandbox;
-    }
-    return ec2_describe(look->client, job, &what, take_instance, batch, NULL, err);
-}
-
-static void drop_found(struct question *q)
-{
-    free(TAKE_PTR(q->found));
-    q->n = 0;
+    return ec2_describe(look->client, job, &what, take_reservation, call, NULL, err);
 }
 
 /* lock. A question may be freed by its owner as soon as it is answered. */
-static void answer(struct look *look, struct question *batch, const struct question *own,
-                   bool own_end, int r, const struct err *err)
+static void answer(struct look *look, const struct call *call, int r, const struct err *err)
 {
-    struct question *next;
-
-    for (struct question *q = batch; q; q = next) {
+    for (struct question *q = look->batch, *next; q; q = next) {
         next = q->next;
-        if (r < 0)
-            drop_found(q);
-        if (own_end && q != own) {
-            q->next = look->first;
-            look->first = q;
-            if (!q->next)
-                look->last = &q->next;
-            continue;
+        for (size_t i = 0; r == 0 && i < call->n_found; i++) {
+            if (!str_eq(q->sandbox, call->found[i].sandbox))
+                continue;
+            q->found = xrealloc(q->found, (q->n + 1) * sizeof(*q->found));
+            q->found[q->n++] = call->found[i];
         }
         q->r = r;
         q->err = *err;
         q->answered = true;
     }
+    look->batch = NULL;
 }
 
-static void lead(struct look *look, struct job *job, const struct question *own)
+/* lock */
+static void give_back(struct look *look)
 {
-    struct question *batch = take_batch(look);
+    struct question **end = &look->batch;
+
+    while (*end)
+        end = &(*end)->next;
+    *end = look->first;
+    if (!look->first)
+        look->last = end == &look->batch ? &look->first : end;
+    look->first = look->batch;
+    look->batch = NULL;
+}
+
+/* lock, which is let go meanwhile. */
+static void lead(struct look *look, struct job *job)
+{
+    _cleanup_free_ struct call *call = xcalloc(1, sizeof(*call));
     struct err err = ERR_INIT;
 
-    look->asking = true;
+    take_batch(look, call);
+    look->leader = job;
     pthread_mutex_unlock(&look->lock);
-    int r = ask(look, job, batch, &err);
+    int r = ask(look, job, call, &err);
     pthread_mutex_lock(&look->lock);
-    look->asking = false;
-    answer(look, batch, own, r < 0 && job_check(job) < 0, r, &err);
+    look->leader = NULL;
+    if (r < 0 && job_check(job) < 0)
+        give_back(look); /* its own question with them */
+    else
+        answer(look, call, r, &err);
+    free(call->found);
     pthread_cond_broadcast(&look->changed);
 }
 
@@ -176,31 +200,43 @@ static void wait_a_little(struct look *look)
     (void)pthread_cond_timedwait(&look->changed, &look->lock, &until);
 }
 
-static bool leave_queue(struct look *look, const struct question *own)
+/* lock */
+static void leave(struct look *look, const struct question *own)
 {
-    for (struct question **q = &look->first; *q; q = &(*q)->next)
-        if (*q == own) {
-            *q = own->next;
-            if (!*q)
-                look->last = q;
-            return true;
-        }
-    return false;
+    struct question **q = &look->batch;
+
+    while (*q && *q != own)
+        q = &(*q)->next;
+    if (*q) {
+        *q = own->next;
+        return;
+    }
+    for (q = &look->first; *q != own; q = &(*q)->next)
+        ;
+    *q = own->next;
+    if (!*q)
+        look->last = q;
 }
 
 /* lock. Returns once the question is answered, or its job has ended and nobody holds it. */
-static int until_answered(struct look *look, struct job *job, struct question *own)
+static int until_answered(struct look *look, struct job *job, const struct question *own)
 {
-    while (!own->answered) {
-        int r = job_check(job);
-        if (r < 0 && leave_queue(look, own))
-            return r;
-        if (r == 0 && !look->asking)
-            lead(look, job, own);
-        else
-            wait_a_little(look);
+    int64_t since_ms = 0;
+    int r = 0;
+
+    while (!own->answered && (r = job_check(job)) == 0) {
+        if (!look->leader) {
+            lead(look, job);
+            continue;
+        }
+        throttle_follow(job, look->leader, &since_ms);
+        wait_a_little(look);
     }
-    return 0;
+    job_say(job, NULL);
+    if (own->answered)
+        return 0;
+    leave(look, own);
+    return r;
 }
 
 int look_sandbox(struct look *look, struct job *job, const char *sandbox, struct ec2_instance **ret,
@@ -208,6 +244,8 @@ int look_sandbox(struct look *look, struct job *job, const char *sandbox, struct
 {
     struct question own = {.sandbox = sandbox};
 
+    if (strlen(sandbox) >= SANDBOX_SIZE)
+        return err_set(err, -EINVAL, "a sandbox id has less than %zu characters", SANDBOX_SIZE);
     pthread_mutex_lock(&look->lock);
     *look->last = &own;
     look->last = &own.next;

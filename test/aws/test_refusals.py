@@ -107,17 +107,14 @@ def test_permission_by_name(aws):
     assert "needs the IAM permission ec2:CreateTags (docs/aws.md)" in made["error"]
 
 
-def test_permission_by_policy():
+def test_permission_by_policy(world_with):
     """moto's own IAM: one action after the other is missing, and named."""
-    aws = world.World({"Version": "2012-10-17", "Statement": [
+    aws = world_with(policy={"Version": "2012-10-17", "Statement": [
         {"Effect": "Allow", "Action": ["ec2:DescribeImages", "ec2:DescribeInstances"],
          "Resource": "*"}]})
-    try:
-        made = aws.one("create", "podvm-a", "s1")
-        assert made["code"] == -13 and "ec2:RunInstances" in made["error"], made
-        assert aws.tool("list") == []
-    finally:
-        aws.stop()
+    made = aws.one("create", "podvm-a", "s1")
+    assert made["code"] == -13 and "ec2:RunInstances" in made["error"], made
+    assert aws.tool("list") == []
 
 
 def test_types_may_be_unknown(aws):

@@ -132,6 +132,17 @@ def test_quota(node, flags, code, value, result):
     assert "x-amz-target" in head["authorization"]
 
 
+def test_quotas_of_moto(world_with):
+    """Asked by us and by the vendor's client, with the signature and the permission checked."""
+    aws = world_with(policy=documented("all of `peerpodctl verify`"),
+                     quotas={"L-1216C47A": 640.0, "L-34B43A08": 1.0})
+    theirs = aws.client("service-quotas").get_service_quota
+    for flags, code, result in (([], "L-1216C47A", "ok"), (["-aws-spot"], "L-34B43A08", "bad")):
+        (got, _, text), = [f for f in verify(aws, *flags) if f[1] == "quota"]
+        value = theirs(ServiceCode="ec2", QuotaCode=code)["Quota"]["Value"]
+        assert got == result and text.startswith(f"{code} of EC2") and f": {value:.0f} vCPUs" in text, text
+
+
 @pytest.mark.parametrize("status, body, words", [
     (None, None, ["NoSuchResourceException"]),  # moto's own, with the signature checked
     (400, {"__type": "com.amazonaws.servicequotas#AccessDeniedException",
@@ -209,29 +220,26 @@ def test_a_template_that_may_not_be_read(node):
     assert "nope.large" in str(bad(verify(node, *flags, "-instance-types", "m6a.large")))
 
 
-def test_permissions():
+def test_permissions(world_with):
     """Every one that is missing is named in one run."""
-    aws = world.World({"Version": "2012-10-17", "Statement": [
+    aws = world_with(policy={"Version": "2012-10-17", "Statement": [
         {"Effect": "Allow", "Action": ["ec2:DescribeImages", "ec2:DescribeInstanceTypes"],
          "Resource": "*"}]})
-    try:
-        found = verify(aws, code=1)
-        text = str(bad(found))
-        for action in ("RunInstances", "TerminateInstances", "DescribeInstances"):
-            assert f"ec2:{action}" in text, (action, found)
-        notes = str([f for f in found if f[0] == "note"])
-        assert "ec2:DescribeSubnets" in notes and "ec2:DescribeSecurityGroups" in notes
-        aws.nothing_left()
-    finally:
-        aws.stop()
+    found = verify(aws, code=1)
+    text = str(bad(found))
+    for action in ("RunInstances", "TerminateInstances", "DescribeInstances"):
+        assert f"ec2:{action}" in text, (action, found)
+    notes = str([f for f in found if f[0] == "note"])
+    assert "ec2:DescribeSubnets" in notes and "ec2:DescribeSecurityGroups" in notes
+    aws.nothing_left()
 
 
-def documented(option=None):
-    """The policy of docs/aws.md, with what its table names for an option."""
+def documented(use=None):
+    """The policy of docs/aws.md, with what a row of its table names."""
     text = (world.SOURCE / "docs" / "aws.md").read_text()
     policy = json.loads(re.search(r"```json\n(.*?)```", text, re.S)[1])
-    if option:
-        row = re.search(rf"^\| `{option}` \| (.*) \|$", text, re.M)[1]
+    if use:
+        row = re.search(rf"^\| {re.escape(use)} \| (.*) \|$", text, re.M)[1]
         policy["Statement"].append({"Effect": "Allow", "Action": re.findall(r"`(\w+:\w+)`", row),
                                     "Resource": "*"})
     return policy
@@ -244,33 +252,24 @@ def life(aws, *words, flags=()):
     assert aws.one("delete", made["id"], "s1")["code"] == 0  # looks for leftovers, too
 
 
-def test_the_policy_of_the_documentation():
+def test_the_policy_of_the_documentation(world_with):
     """A pod's whole life with the permissions that docs/aws.md names, and no others."""
-    aws = world.World(documented())
-    try:
-        life(aws, "memory=16000", flags=["-instance-types", "m6a.large,m6a.xlarge"])
-        aws.nothing_left()
-    finally:
-        aws.stop()
+    aws = world_with(policy=documented())
+    life(aws, "memory=16000", flags=["-instance-types", "m6a.large,m6a.xlarge"])
+    aws.nothing_left()
 
 
-def test_the_policy_for_the_external_network():
-    aws = world.World(documented("-ext-network-via-podvm"))
-    try:
-        life(aws, "external")
-        assert aws.proxy.of("AssociateAddress")
-        aws.nothing_left()
-    finally:
-        aws.stop()
+def test_the_policy_for_the_external_network(world_with):
+    aws = world_with(policy=documented("`-ext-network-via-podvm`"))
+    life(aws, "external")
+    assert aws.proxy.of("AssociateAddress")
+    aws.nothing_left()
 
 
-def test_the_policy_for_a_template():
-    aws = world.World(documented("-use-lt"))
-    try:
-        life(aws, "vcpus=4", flags=template(aws))
-        assert aws.proxy.of("RunInstances")[0].form["InstanceType"] == "m6a.xlarge"
-    finally:
-        aws.stop()
+def test_the_policy_for_a_template(world_with):
+    aws = world_with(policy=documented("`-use-lt`"))
+    life(aws, "vcpus=4", flags=template(aws))
+    assert aws.proxy.of("RunInstances")[0].form["InstanceType"] == "m6a.xlarge"
 
 
 def test_no_identity(aws):

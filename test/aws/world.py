@@ -34,12 +34,32 @@ IMAGE_NAME = "amzn-ami-hvm-2017.09.1.20171103-x86_64-gp2"
 
 # -- moto --
 
+QUOTAS = {}  # EC2's, code -> value, of the next server
+
+
+def know_quotas():
+    """moto serves another service's quotas only; its code is the same for all."""
+    from moto.servicequotas.models import ServiceQuotasBackend
+    own = ServiceQuotasBackend.get_service_quota
+
+    def get(self, service_code, quota_code):
+        if service_code != "ec2" or quota_code not in QUOTAS:
+            return own(self, service_code, quota_code)
+        return {"Adjustable": True, "GlobalQuota": False, "QuotaCode": quota_code,
+                "QuotaName": "vCPUs", "ServiceCode": "ec2", "Unit": "None",
+                "ServiceName": "Amazon Elastic Compute Cloud (Amazon EC2)",
+                "Value": QUOTAS[quota_code]}
+
+    ServiceQuotasBackend.get_service_quota = get
+
+
 @functools.lru_cache(maxsize=None)
 def moto_app():
     """What every server is forked from: it has answered the first request to each service, which takes
     most of a second (url maps, the list of AMIs)."""
     import werkzeug.test
     from moto.server import DomainDispatcherApplication, create_backend_app
+    know_quotas()
     app = DomainDispatcherApplication(create_backend_app)
     client = werkzeug.test.Client(app)
     for service, version, action in (("ec2", "2016-11-15", "DescribeImages"),
@@ -291,7 +311,9 @@ POLICY = {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": "
 
 
 class World:
-    def __init__(self, policy=None):
+    def __init__(self, policy=None, quotas=None):
+        QUOTAS.clear()
+        QUOTAS.update(quotas or {})
         self.moto = Moto()
         self.proxy = Proxy(self.moto.port)
         self.key = ("setup", "setup")
