@@ -111,6 +111,16 @@ def test_the_operators_word(node_with):
     wait_for(lambda: not node.instances() and not orphans(node))
 
 
+def test_the_operators_word_is_kept(node_with):
+    """The delete fails, and the next look tries again."""
+    lose_the_state(node_with("-cluster-uid", "c1"), 1)
+    node = node_with(*QUICK, "-cluster-uid", "c1", "-fail-deletes", "1")
+    wait_for(lambda: orphans(node))
+    orphans(node, "-delete")
+    wait_for(lambda: not node.instances() and not orphans(node))
+    assert "tried again at the next look" in node.log()
+
+
 @pytest.mark.every_provider
 def test_vms_of_an_earlier_boot_go_after_the_grace(node_with):
     made = lose_the_state(node_with("-cluster-uid", "c1", env={"PEERPOD_BOOT_ID": OLD_BOOT}), 2)
