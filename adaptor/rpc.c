@@ -74,6 +74,7 @@
 #define ACCEPT_TURN 32           /* connections accepted before others get a turn */
 #define BACKLOG 1024
 #define TICK_MS 5000
+#define ACCEPT_AGAIN_MS 200 /* what it failed for, descriptors mostly, may be there by then */
 #define DURABLE_FRAMES 32U
 #define DURABLE_BYTES (64U << 10) /* well below what a sender's buffer holds: 208 KiB */
 #define AGAIN_MS 50
@@ -135,7 +136,8 @@ struct rpc_server {
     int listen_fd;
     uv_timer_t tick, again;
     char store[4]; /* prefix of names in the descriptor store; "": nothing is durable */
-    bool accepting, full_logged, closing;
+    bool accepting, closing;
+    int64_t pause_logged_ms;
     unsigned handles; /* uv handles whose close is not through; the last one frees the server */
     unsigned max_connections, connection_count;
     struct conn *conns;
@@ -846,9 +848,10 @@ static void server_pause(struct rpc_server *server, const char *why)
 {
     server->accepting = false;
     uv_poll_stop(&server->listener);
-    if (!server->full_logged)
-        log_warn("%u connections are open, %s: new ones wait", server->connection_count, why);
-    server->full_logged = true;
+    if (clock_mono_ms() - server->pause_logged_ms < TICK_MS)
+        return;
+    server->pause_logged_ms = clock_mono_ms();
+    log_warn("%u connections are open, %s: new ones wait", server->connection_count, why);
 }
 
 static struct conn *oldest_silent(const struct rpc_server *server)
@@ -875,6 +878,8 @@ static bool server_make_room(struct rpc_server *server)
     return true;
 }
 
+static void server_tick(uv_timer_t *timer);
+
 static void server_readable(uv_poll_t *poll_handle, int status, int events)
 {
     struct rpc_server *server = container_of(poll_handle, struct rpc_server, listener);
@@ -893,8 +898,10 @@ static void server_readable(uv_poll_t *poll_handle, int status, int events)
         fd = accept4(server->listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
         if (fd < 0 && (errno == EINTR || errno == ECONNABORTED))
             continue;
-        if (fd < 0 && errno != EAGAIN)
+        if (fd < 0 && errno != EAGAIN) {
             server_pause(server, strerror(errno));
+            uv_timer_start(&server->tick, server_tick, ACCEPT_AGAIN_MS, TICK_MS);
+        }
         if (fd < 0)
             return;
         if (peer_allowed(fd))
@@ -916,7 +923,6 @@ static void server_tick(uv_timer_t *timer)
     struct rpc_server *server = container_of(timer, struct rpc_server, tick);
     int64_t limit = clock_mono_ms() - RPC_FRAME_TIME_MAX_MS;
 
-    server->full_logged = false;
     for (struct conn *conn = server->conns; conn; conn = conn->next)
         if (conn->reader.since_ms != 0 && conn->reader.since_ms < limit && !conn->calls &&
             conn->out.len == 0) {
