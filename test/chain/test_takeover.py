@@ -137,6 +137,7 @@ def test_a_successor_is_accepted_at_last(fleet):
     """The daemon has no descriptor left."""
     old = fleet.add(wait=True)
     with Client(old.run_pod(), timeout=30) as agent:
+        echo(agent, b"w")  # it is in the store
         pid = old.daemon_pid()
         limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, limits[1]))
