@@ -12,8 +12,10 @@
  * its birth. What is not in the store when we die is lost, and its shim sees it closed.
  *
  * End: when the socket is broken or closed both ways, when both directions have ended and all is
- * acknowledged, or when the far side says that its end is gone. Then channel, name in the store,
- * socket and file go, in this order.
+ * acknowledged, or when the far side says that its end is gone and the shim has got what was for it
+ * (an agent that ends says its last words first; what is held here is for the far side as good as
+ * delivered). A shim that does not read them keeps its connection, as a socket would. Then channel,
+ * name in the store, socket and file go, in this order.
  *
  * Plain mode: the far side is a connection of its own (lib/relay/plain.h), with the worker's edits
  * (lib/wire/splice_stream.h) on the way. It cannot be resumed, so neither end outlives this
@@ -50,6 +52,7 @@ struct shimconn {
     uint8_t *rx_at;    /* plain mode: where the last rx_space was */
     bool fin_received; /* the agent's side sends no more */
     bool fin_acked;    /* and knows that the shim does not */
+    bool far_gone;     /* nothing more comes or goes there */
 };
 
 /* -- names: in the state directory, and in the descriptor store -- */
@@ -161,11 +164,27 @@ static void ep_tx_fin_acked(void *ep)
         conn_end(c, true, "both directions have ended");
 }
 
+static bool all_handed_on(const struct shimconn *c)
+{
+    return relay_out_done(c->relay) == relay_out_head(c->relay);
+}
+
+/* Nobody wants what the shim says any more, and a full ring would hide its end. */
+static void discard_in(struct shimconn *c)
+{
+    relay_in_ack(c->relay, relay_in_head(c->relay));
+}
+
 static void ep_gone(void *ep, const char *reason)
 {
     struct shimconn *c = ep;
     c->link = NULL;
-    conn_end(c, false, reason);
+    c->far_gone = true;
+    discard_in(c);
+    if (all_handed_on(c))
+        conn_end(c, false, reason);
+    else
+        pump_kick(c->pump);
 }
 
 static const struct channel_ops channel_callbacks = {
@@ -297,7 +316,7 @@ static const struct plain_ops link_callbacks = {.up = link_up, .ended = link_end
 static int plain_join(struct shimconn *c, struct err *err)
 {
     const struct splice_rules *rules = NULL;
-    if (!c->sandbox->plain || c->link)
+    if (!c->sandbox->plain || c->link || c->far_gone)
         return 0;
     int r = plainmode_connect(c->sandbox, &link_callbacks, c, &rules, &c->link, err);
     if (r < 0)
@@ -322,6 +341,8 @@ static void on_in_ready(void *owner)
     struct shimconn *c = owner;
     if (relay_in_head(c->relay) > 0)
         sandbox_watch_shim(c->sandbox);
+    if (c->far_gone)
+        discard_in(c);
     far_kick(c);
 }
 
@@ -331,6 +352,8 @@ static void on_out_room(void *owner)
     far_kick(c);
     if (finished_both_ways(c))
         conn_end(c, true, "both directions have ended");
+    else if (c->far_gone && all_handed_on(c))
+        conn_end(c, false, "the far side has ended");
 }
 
 static void on_broken(void *owner, int error)

@@ -7,6 +7,7 @@ in the pod VM. By method name, whatever the service:
   Echo     the request's payload back
   Hold     answered with the payload when 200 of them are there, the last first
   Never    no answer
+  Last     so many bytes as the payload says (decimal), and the agent closes the connection behind them
   others   the whole frame goes to DIRECTORY/<method>.<stream>, the answer is empty and OK
 A body of more than 4 MiB is read, thrown away and answered InvalidArgument, as ttrpc-rust does."""
 import os
@@ -60,6 +61,10 @@ def serve(sock, directory):
                     for answer in reversed(held):
                         respond(sock, lock, *answer)
                     held.clear()
+            elif method == "Last":
+                respond(sock, lock, stream, b"l" * int(payload))
+                sock.close()
+                return
             elif method != "Never":
                 name = pathlib.Path(directory) / f"{method}.{stream}"
                 name.with_name("part").write_bytes(header + body)

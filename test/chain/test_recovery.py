@@ -13,7 +13,7 @@ import time
 import pytest
 import ttrpc
 from conftest import BIN, wait_for
-from node import AGENT, HEALTH, HYPERVISOR, SANDBOX, annotations, check_world, comm, \
+from node import AGENT, HEALTH, HYPERVISOR, SANDBOX, agent_command, annotations, check_world, comm, \
     create_request, wrapped_guest
 from ttrpc import Client, message
 
@@ -75,6 +75,25 @@ def test_what_is_not_ours_is_left_alone(node):
 
 
 # -- what a kill leaves behind --
+
+def test_the_last_words_of_an_agent_outlive_the_daemon(node_with, short_dir):
+    """The agent's connection has ended, and its shim does not read yet; neither death nor more from the
+    shim takes anything away. A shim that goes without having read leaves nothing behind."""
+    node = node_with("-local-agent", agent_command(short_dir, "agent_stub.py", "/tmp/seen"))
+    path = node.run_pod()
+    for n, reads in enumerate((True, False)):
+        with Client(path, timeout=20) as shim:
+            shim.start("s", "Last", b"400000", stream=1)
+            wait_for(lambda: node.log().count("the agent has closed") > n, step=0.05)
+            kill(node)
+            shim.send(b"x" * (1 << 20))
+            if reads:
+                assert shim.answer(1).payload == b"l" * 400000
+                assert shim.closed_by_peer()
+        wait_for(lambda: not list((node.pods / SANDBOX).glob("c*.relay")), 5)
+    assert node.stop_vm().code == ttrpc.OK
+    node.wait_gone()
+
 
 @pytest.mark.every_provider
 def test_a_start_that_was_cut_short_leaves_nothing(node_with):
