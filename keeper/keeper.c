@@ -25,68 +25,60 @@
 #include <poll.h>
 #include <sys/prctl.h>
 #include <sys/signalfd.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 
 #include "base/clock.h"
+#include "base/harden.h"
 #include "base/log.h"
-#include "relay/fdstore.h"
 
-#define FIRST_FD 3
 #define MS 1000000 /* in ns */
 
-int keeper_lift(const struct keeper *k, int fd)
-{
-    int lifted = fd < 0 ? -1 : fcntl(fd, F_DUPFD_CLOEXEC, FIRST_FD + (int)k->store.max);
-    closep(&fd);
-    return lifted;
-}
-
+/* Done; usage, EX_USAGE, EX_CONFIG; as a shell has it, not executable and not found. */
 static bool is_final(int status)
 {
-    return status == 0 || status == 2 || status == 64 || status == 78 || /* done, usage, EX_... */
-           status == FDTABLE_NOT_EXECUTABLE || status == FDTABLE_NOT_FOUND ||
-           status == FDSTORE_EXIT_HANDED_OVER;
+    return status == 0 || status == 2 || status == 64 || status == 78 || status == 126 ||
+           status == 127 || status == FDSTORE_EXIT_HANDED_OVER;
 }
 
 static void start(struct keeper *k)
 {
-    pid_t pid = fdtable_exec(&k->store, k->config->argv, &k->old_mask);
+    pid_t pid = fork();
+    if (pid == 0)
+        fdtable_exec(&k->store, k->config->argv, &k->old_mask);
     k->started_at = clock_mono_ms();
-    k->restart_at = k->started_at + k->config->restart_max / MS; /* for want of a process */
     k->pid = MAX(pid, 0);
     log_info("started %s as process %d with %zu descriptors%s%s", k->config->argv[0], (int)pid,
-             k->store.n, pid < 0 ? ": " : "", pid < 0 ? strerror(-pid) : "");
+             k->store.n, pid < 0 ? ": " : "", pid < 0 ? strerror(errno) : "");
 }
 
 /* Short pauses: the shim gives a silent agent 30 s. Growing: who cannot start burns a processor. */
-static void plan_restart(struct keeper *k, pid_t pid, int wstatus)
+static void plan_restart(struct keeper *k, int status)
 {
     int64_t now = clock_mono_ms();
     if (now - k->started_at >= k->config->settled / MS)
         k->pause_ms = k->config->restart_min / MS;
-    k->restart_at = now + k->pause_ms;
-    log_warn("%s (process %d) %s %d after %lld ms; %zu descriptors kept; again in %lld ms",
-             k->config->argv[0], (int)pid,
-             WIFSIGNALED(wstatus) ? "was killed by signal" : "exited with status",
-             WIFSIGNALED(wstatus) ? WTERMSIG(wstatus) : WEXITSTATUS(wstatus),
-             (long long)(now - k->started_at), k->store.n, (long long)k->pause_ms);
+    k->due = now + k->pause_ms;
+    log_warn("%s ended with status %d after %lld ms; %zu descriptors kept; again in %lld ms",
+             k->config->argv[0], status, (long long)(now - k->started_at), k->store.n,
+             (long long)k->pause_ms);
     k->pause_ms = MAX(MIN(k->pause_ms * 2, k->config->restart_max / MS), 1);
 }
 
-static void child_died(struct keeper *k, pid_t pid, int wstatus)
+static void child_died(struct keeper *k, int wstatus)
 {
     int status = WIFSIGNALED(wstatus) ? 128 + WTERMSIG(wstatus) : WEXITSTATUS(wstatus);
     keeper_drain(k, k->notify_fd, NULL);
     k->pid = 0;
-    if (k->asked_to_end ||
-        (k->store.n == 0 && k->phase == PHASE_SERVING && WIFEXITED(wstatus) && is_final(status))) {
+    bool final = k->store.n == 0 && k->phase == PHASE_SERVING && is_final(status);
+    if (k->asked_to_end || final) {
         log_info("%s ended with status %d", k->config->argv[0], status);
         k->ended = k->asked_to_end || status != FDSTORE_EXIT_HANDED_OVER;
         k->status = k->status ? k->status : status;
         if (!k->ended)
             keeper_retire(k);
     } else if (!handover_child_died(k)) {
-        plan_restart(k, pid, wstatus);
+        plan_restart(k, status);
     }
 }
 
@@ -96,7 +88,7 @@ static void handle_signal(struct keeper *k, const struct signalfd_siginfo *info)
     pid_t pid;
     while (sig == SIGCHLD && (pid = waitpid(-1, &wstatus, WNOHANG)) > 0)
         if (pid == k->pid)
-            child_died(k, pid, wstatus);
+            child_died(k, wstatus);
     if (sig == SIGTERM || sig == SIGINT) {
         k->asked_to_end = true;
         k->ended = k->ended || k->pid == 0;
@@ -124,92 +116,112 @@ void keeper_drain(struct keeper *k, int queue, const struct peer *from)
     struct fdpass m;
     for (; fdpass_receive(queue, MSG_PEEK | MSG_DONTWAIT, &m) >= 0; fdpass_skip(queue)) {
         struct err err = ERR_INIT;
-        int r = fdpass_check(&m, &err);
-        if (r == 0 && !from && fdpass_has(&m, "READY"))
+        bool good = fdpass_check(&m, &err) == 0;
+        if (good && !from && k->phase == PHASE_TRYING && fdpass_has(&m, "READY"))
             handover_settled(k);
-        if (r == 0) {
+        if (good)
             handover_relay(k, from, &m);
-            r = fdtable_apply(&k->store, &m, &err);
-        }
-        fdpass_close(&m);
-        if (r < 0)
+        if (!good || fdtable_apply(&k->store, &m, &err) < 0)
             log_warn("message of process %d refused: %s", (int)m.sender.pid, err_text(&err));
+        fdpass_close(&m);
     }
 }
 
-static void step(struct keeper *k)
+static void wait_and_handle(struct keeper *k, int64_t ms)
 {
-    bool room =
-        k->config->argv ? k->phase == PHASE_SERVING && k->peers[0].fd < 0 : k->peers[1].fd < 0;
-    bool idle = k->config->argv && k->pid == 0 && k->phase <= PHASE_TRYING;
+    bool room = k->peers[0].fd < 0 || (!k->config->argv && k->peers[1].fd < 0);
     struct pollfd fds[] = {{.fd = k->signal_fd, .events = POLLIN},
                            {.fd = k->notify_fd, .events = POLLIN},
                            {.fd = k->peers[0].fd, .events = POLLIN},
                            {.fd = k->peers[1].fd, .events = POLLIN},
                            {.fd = room ? k->listen_fd : -1, .events = POLLIN}};
     struct signalfd_siginfo info;
-    int64_t now = clock_mono_ms(), until = INT32_MAX + now;
-    if (idle && k->restart_at <= now) {
-        start(k);
-        return;
-    }
-    until = MIN(until, idle ? k->restart_at : until);
-    until = MIN(until, k->deadline ? k->deadline : until);
-    poll(fds, ARRAY_SIZE(fds), (int)MAX(until - now, 0));
+    poll(fds, ARRAY_SIZE(fds), (int)MIN(ms, INT32_MAX));
     keeper_drain(k, k->notify_fd, NULL);
     while (!k->ended && read(k->signal_fd, &info, sizeof(info)) == sizeof(info))
         handle_signal(k, &info);
-    for (size_t i = 0; i < ARRAY_SIZE(k->peers) && !k->ended; i++)
-        if (fds[2 + i].revents && k->peers[i].fd == fds[2 + i].fd)
+    for (size_t i = 0; i < ARRAY_SIZE(k->peers); i++)
+        if (!k->ended && fds[2 + i].revents && k->peers[i].fd == fds[2 + i].fd)
             handover_receive(k, &k->peers[i]);
-    if (fds[4].revents && !k->ended && k->listen_fd >= 0)
+    if (!k->ended && fds[4].revents && k->listen_fd >= 0)
         handover_accept(k);
-    if (k->deadline && k->deadline <= clock_mono_ms() && !k->ended)
-        handover_late(k);
 }
 
-static int block_signals(struct keeper *k, struct err *err)
+static void step(struct keeper *k)
 {
-    static const int signals[] = {SIGCHLD, SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2};
-    sigset_t set;
-    sigemptyset(&set);
-    for (const int *sig = signals; sig < signals + ARRAY_SIZE(signals); sig++)
-        sigaddset(&set, *sig);
-    sigprocmask(SIG_BLOCK, &set, &k->old_mask);
-    /* Whoever started us may have ignored SIGCHLD; the kernel would then reap for us. */
-    signal(SIGCHLD, SIG_DFL);
-    k->signal_fd = keeper_lift(k, signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK));
-    return k->signal_fd < 0 ? err_errno(err, -errno, "signalfd") : 0;
+    bool may_start = k->config->argv && (k->phase == PHASE_TRYING || k->phase == PHASE_SERVING);
+    bool timed = k->pid > 0 ? k->phase == PHASE_STANDING_BY : may_start;
+    bool meets = k->config->socket[0] && k->phase != PHASE_RETIRED && k->listen_fd < 0;
+    int64_t now = clock_mono_ms(), left = timed ? k->due - now : INT32_MAX;
+    if (meets && k->peers[0].fd < 0 && k->peers[1].fd < 0) {
+        handover_meet(k);
+    } else if (left > 0) {
+        wait_and_handle(k, left);
+    } else {
+        k->due = now + k->config->restart_max / MS; /* for want of a process */
+        if (k->pid > 0)
+            kill(k->pid, SIGKILL);
+        else
+            start(k);
+    }
+}
+
+/* A store alone starts no program and needs no right: all it does is take descriptors, keep them and
+ * give them. Not so a keeper with a command, who would inherit all of it but the loss of
+ * capabilities: where it is root, exec gives them back. */
+static void confine(bool alone)
+{
+    static const int calls[] = {SYS_wait4,      SYS_kcmp,     SYS_bind,    SYS_listen,
+                                HARDEN_SOCKETS, HARDEN_FILES, HARDEN_OLDER};
+    struct err caps = ERR_INIT, rest = ERR_INIT;
+    if (geteuid() == 0 && harden_capabilities(0, !alone, &caps) < 0)
+        log_warn("going on with more rights than are needed: %s", err_text(&caps));
+    if (alone &&
+        (harden_no_new_privs(&rest) < 0 || harden_syscalls(calls, ARRAY_SIZE(calls), &rest) < 0))
+        log_warn("going on with more rights than are needed: %s", err_text(&rest));
 }
 
 static int init(struct keeper *k, struct err *err)
 {
+    static const int signals[] = {SIGCHLD, SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2};
+    sigset_t set;
     /* 0 to 2 are there from now on, nothing else is. */
-    while (open("/dev/null", O_RDWR) >= 0 && fcntl(FIRST_FD, F_GETFD) < 0)
+    while (open("/dev/null", O_RDWR) >= 0 && fcntl(FDTABLE_FIRST, F_GETFD) < 0)
         ;
-    close_range(FIRST_FD, ~0U, 0);
+    close_range(FDTABLE_FIRST, ~0U, 0);
     prctl(PR_SET_CHILD_SUBREAPER, 1); /* as pid 1, who reaps what is not its child too */
-    fdtable_init(&k->store, FIRST_FD, fdtable_room());
-    int fd = -1, r = fdpass_open_queue(k->dir, k->path, &fd, err);
-    k->notify_fd = keeper_lift(k, fd);
+    sigemptyset(&set);
+    for (size_t i = 0; i < ARRAY_SIZE(signals); i++)
+        sigaddset(&set, signals[i]);
+    sigprocmask(SIG_BLOCK, &set, &k->old_mask);
+    /* Whoever started us may have ignored SIGCHLD; the kernel would then reap for us. */
+    signal(SIGCHLD, SIG_DFL);
+    k->signal_fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+    if (k->signal_fd < 0)
+        return err_errno(err, -errno, "signalfd");
+    fdtable_init(&k->store);
+    int r = fdpass_open_queue(k->dir, k->path, &k->notify_fd, err);
     fdtable_exec_init(k->path);
-    r = r < 0 ? r : block_signals(k, err);
-    return r < 0 || !k->config->socket[0] ? r : handover_init(k, err);
+    confine(!k->config->argv);
+    return r;
 }
 
-int keeper_run(const struct keeper_config *config, int *ret_status, struct err *err)
+int keeper_run(const struct keeper_config *config)
 {
-    struct keeper k = {.config = config, .pause_ms = config->restart_min / MS};
-    k.signal_fd = k.listen_fd = k.notify_fd = -1;
+    static struct keeper k; /* a stack would grow for it */
+    struct err err = ERR_INIT;
+    k.config = config;
+    k.listen_fd = -1;
     k.peers[0] = k.peers[1] = NO_PEER;
-    int r = init(&k, err);
-    if (r == 0 && !config->argv)
-        keeper_confine();
+    k.phase = config->socket[0] ? PHASE_WAITING : PHASE_SERVING;
+    k.pause_ms = config->restart_min / MS;
+    int r = init(&k, &err);
+    if (r < 0)
+        log_error("%s", err_text(&err));
     while (r == 0 && !k.ended)
         step(&k);
-    *ret_status = k.status;
     unlink(k.path);
     rmdir(k.dir);
     fdtable_done(&k.store);
-    return r;
+    return r < 0 ? EXIT_FAILURE : k.status;
 }

@@ -13,19 +13,18 @@ struct keeper_config {
 
 /* Of a keeper with a command; handover.c says who moves whom. */
 enum phase {
-    PHASE_SERVING,  /* the child runs, or is started again */
-    PHASE_TRYING,   /* it is not ready yet, and the predecessor stands by */
-    PHASE_WAITING,  /* there is none yet: our predecessor's has not ended */
-    PHASE_STOPPING, /* a successor has all and waits for its end */
-    PHASE_STOPPED,  /* the successor is trying; we stand by */
-    PHASE_RETIRED,  /* the work is done elsewhere for good */
+    PHASE_WAITING,     /* for others of our kind; our command does not run */
+    PHASE_TRYING,      /* it does, but is not ready yet, and the predecessor stands by */
+    PHASE_SERVING,     /* it runs, or is started again */
+    PHASE_STANDING_BY, /* a successor has all; its turn comes when our command has ended */
+    PHASE_RETIRED,     /* the work is done elsewhere for good */
 };
 
 struct peer {
     int fd, queue; /* -1: none; queue: of its child, ours to read when it has died */
-    bool keeps;    /* a store alone */
 };
 #define NO_PEER ((struct peer){.fd = -1, .queue = -1})
+#define IS_STORE(p) ((p)->queue < 0) /* has no child */
 
 struct keeper {
     const struct keeper_config *config;
@@ -36,29 +35,26 @@ struct keeper {
     struct peer peers[2]; /* with a command one; a store alone: whose child runs, and who is next */
     enum phase phase;
     pid_t pid; /* 0: dead */
-    int64_t started_at, restart_at, pause_ms, deadline;
+    int64_t started_at, pause_ms;
+    int64_t due; /* the child's start; PHASE_STANDING_BY: its end by force */
     bool asked_to_end, ended;
     int status;
 };
 
-/* Runs until the command has ended for good; *ret_status is then ours. */
-int keeper_run(const struct keeper_config *config, int *ret_status, struct err *err);
-/* Moves a descriptor of ours out of the store's way; -1 stays -1. */
-int keeper_lift(const struct keeper *k, int fd);
+/* Runs until the command has ended for good; returns our exit status. */
+int keeper_run(const struct keeper_config *config);
 void keeper_retire(struct keeper *k); /* our work is done elsewhere */
 /* Applies what is in a queue of messages; from: whose it is, NULL: our own child's. */
 void keeper_drain(struct keeper *k, int queue, const struct peer *from);
 
-/* A store alone, from its beginning on: gives up all that it does not need. */
-void keeper_confine(void);
-
-int handover_init(struct keeper *k, struct err *err);
+/* Meets the others, where we neither listen nor have a peer. */
+void handover_meet(struct keeper *k);
 void handover_accept(struct keeper *k);
 void handover_receive(struct keeper *k, struct peer *p);
 /* Hands a message on to all peers but its sender. */
 void handover_relay(struct keeper *k, const struct peer *from, const struct fdpass *m);
 /* True: the death is the hand-over's affair and no reason to start the child again. */
 bool handover_child_died(struct keeper *k);
-void handover_settled(struct keeper *k); /* the child is ready: there is no way back */
+/* PHASE_TRYING: the child is ready, there is no way back. */
+void handover_settled(struct keeper *k);
 void handover_forget(struct peer *p);
-void handover_late(struct keeper *k); /* k->deadline has passed */

@@ -34,26 +34,8 @@ static const struct opt table[] = {
 static const char usage[] =
     "Usage: " PROGRAM " [OPTIONS] -- COMMAND [ARGUMENTS]\n"
     "       " PROGRAM " [OPTIONS] -socket PATH\n\n"
-    "Runs COMMAND, starts it again when it dies, and keeps the descriptors it stores meanwhile, "
-    "as\n"
-    "systemd does; without COMMAND keeps those of the keepers that come to PATH.\n\n";
-
-static int run(const struct options *o)
-{
-    struct err err = ERR_INIT;
-    int status = EXIT_FAILURE;
-    if (!o->keeper.argv && str_empty(o->keeper.socket)) {
-        fprintf(stderr, PROGRAM ": no command given, and no -socket\n");
-        return OPT_EXIT_USAGE;
-    }
-    /* A child that is root gets everything back by its exec. */
-    if (geteuid() == 0 && harden_capabilities(0, o->keeper.argv != NULL, &err) < 0)
-        log_warn("going on with more rights than are needed: %s", err_text(&err));
-    err_clear(&err);
-    if (keeper_run(&o->keeper, &status, &err) < 0)
-        log_error("%s", err_text(&err));
-    return err.code < 0 ? EXIT_FAILURE : status;
-}
+    "Runs COMMAND, starts it again when it dies, and keeps the descriptors it stores, as systemd\n"
+    "does; without COMMAND keeps those of the keepers that come to PATH.\n\n";
 
 int main(int argc _unused_, char **argv)
 {
@@ -63,7 +45,11 @@ int main(int argc _unused_, char **argv)
     harden_no_dumps();
     int status = opt_begin(PROGRAM, usage, sets, &o.program, argv, &rest);
     o.keeper.argv = rest && rest[0] ? rest : NULL;
-    status = status < 0 ? run(&o) : status;
+    if (status < 0 && !o.keeper.argv && str_empty(o.keeper.socket)) {
+        fprintf(stderr, PROGRAM ": no command given, and no -socket\n");
+        status = OPT_EXIT_USAGE;
+    }
+    status = status < 0 ? keeper_run(&o.keeper) : status;
     opt_done(sets);
     return status;
 }

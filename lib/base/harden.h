@@ -32,6 +32,19 @@ int harden_no_new_privs(struct err *err);
  */
 int harden_syscalls(const int *allowed, size_t n, struct err *err);
 
+/* For such lists: sockets, and files by their paths; with the older forms, where a libc still uses
+ * them. Needs sys/syscall.h. */
+#define HARDEN_SOCKETS                                                                             \
+    SYS_ppoll, SYS_accept4, SYS_connect, SYS_shutdown, SYS_getsockopt, SYS_setsockopt,             \
+        SYS_sendmsg, SYS_recvfrom, SYS_recvmsg, SYS_dup3
+#define HARDEN_FILES                                                                               \
+    SYS_openat, SYS_flock, SYS_newfstatat, SYS_fchmod, SYS_unlinkat, SYS_renameat, SYS_renameat2
+#ifdef SYS_open
+#define HARDEN_OLDER SYS_poll, SYS_open, SYS_lstat, SYS_unlink, SYS_rmdir, SYS_rename
+#else
+#define HARDEN_OLDER -1
+#endif
+
 /* Overwrites the value of an environment variable and removes it: /proc/PID/environ shows it as
  * long as it is there, and children inherit it. */
 void harden_forget_variable(const char *name);

@@ -163,27 +163,17 @@ bool fdpass_has(const struct fdpass *m, const char *key)
     return value && len == 1 && value[0] == '1';
 }
 
-int fdpass_say(int fd, const char *text)
+int fdpass_hear(int fd, struct fdpass *m, struct err *err)
 {
-    return fdpass_send(fd, text, strlen(text), NULL, 0);
-}
-
-int fdpass_hear(int fd, struct fdpass *m, const char *key, struct err *err)
-{
-    size_t len;
     int r = fdpass_receive(fd, 0, m);
 
     if (r < 0)
-        return err_errno(err, r, "waiting for %s", key);
-    if (r == 0)
-        return err_set(err, -ECONNRESET, "it is gone; %s was to come", key);
-    if (!m->cut && fdpass_value(m, key, &len))
+        return err_errno(err, r, "waiting for the other end");
+    if (r > 0 && !m->cut)
         return 0;
-    const char *why = m->cut ? NULL : fdpass_value(m, "REFUSED", &len);
-    r = why ? err_set(err, -EPERM, "refused: %.*s", (int)len, why)
-            : err_set(err, -EPROTO, "a message without %s", key);
     fdpass_close(m);
-    return r;
+    return r == 0 ? err_set(err, -ECONNRESET, "the other end is gone")
+                  : err_set(err, -EMSGSIZE, "a message was cut");
 }
 
 /* ---- sockets ---- */
@@ -296,8 +286,7 @@ int fdpass_listen(const char *path, int *ret_fd, struct err *err)
     return r < 0 ? r : listen_at(path, ret_fd, err);
 }
 
-int fdpass_meet(const char *path, int64_t timeout_ms, int *ret_fd, bool *ret_listens,
-                struct err *err)
+int fdpass_meet(const char *path, int64_t timeout_ms, int *ret_fd, struct err *err)
 {
     _cleanup_close_ int guard = -1, fd = -1;
     struct sockaddr_un address;
@@ -313,7 +302,6 @@ int fdpass_meet(const char *path, int64_t timeout_ms, int *ret_fd, bool *ret_lis
     if (r < 0)
         return r;
     if (connect(fd, (struct sockaddr *)&address, len) == 0) {
-        *ret_listens = false;
         r = check_peer(fd, err);
         if (r == 0)
             *ret_fd = TAKE_FD(fd);
@@ -321,8 +309,8 @@ int fdpass_meet(const char *path, int64_t timeout_ms, int *ret_fd, bool *ret_lis
     }
     if (errno != ENOENT && errno != ECONNREFUSED)
         return err_errno(err, -errno, "connecting to %s", path);
-    *ret_listens = true;
-    return listen_at(path, ret_fd, err);
+    r = listen_at(path, ret_fd, err);
+    return r < 0 ? r : 1;
 }
 
 int fdpass_accept(int listener, int64_t timeout_ms, int *ret_fd, struct err *err)

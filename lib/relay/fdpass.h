@@ -38,11 +38,8 @@ void fdpass_close(struct fdpass *m);
 const char *fdpass_value(const struct fdpass *m, const char *key, size_t *ret_len);
 /* Whether there is a line KEY=1. */
 bool fdpass_has(const struct fdpass *m, const char *key);
-/* A message without descriptors. */
-int fdpass_say(int fd, const char *text);
-/* Waits for one message that has the key; on failure (another one, a REFUSED= with its reason, the
- * end, a time-out) m holds nothing. */
-int fdpass_hear(int fd, struct fdpass *m, const char *key, struct err *err);
+/* Waits for one message; on failure (the end, a time-out, one that was cut) m holds nothing. */
+int fdpass_hear(int fd, struct fdpass *m, struct err *err);
 
 #define FDPASS_QUEUE_PATH_MAX 64
 /* A datagram socket (SO_PASSCRED) at DIR/notify, DIR a new private directory, in /run or /tmp. */
@@ -56,9 +53,8 @@ bool fdpass_trusted(const struct ucred *who);
 /* 0: whole, and from such a sender. */
 int fdpass_check(const struct fdpass *m, struct err *err);
 /* Connects to who listens at path, or, where nobody does, listens there (0600); of several that
- * come at once exactly one listens. ret_listens says which fd is. -EPERM: somebody else's. */
-int fdpass_meet(const char *path, int64_t timeout_ms, int *ret_fd, bool *ret_listens,
-                struct err *err);
+ * come at once exactly one listens. 0: connected; 1: listens. -EPERM: somebody else's. */
+int fdpass_meet(const char *path, int64_t timeout_ms, int *ret_fd, struct err *err);
 /* Listens at path, in the place of who does so now: at no moment does nobody. */
 int fdpass_listen(const char *path, int *ret_fd, struct err *err);
 /* A connection, each send and receive bounded by timeout_ms (then -EAGAIN). */

@@ -2,10 +2,8 @@
 /*
  * Theory of operation
  *
- * Entry i is descriptor first + i, always: where first is 3 a child inherits the numbers that it is
- * to have, and nothing is moved between fork and exec. The owner keeps its own descriptors above
- * first + max. What arrives mostly has the right number already, the lowest free one. When one goes,
- * the last takes its place. The table is made at the start and never grows.
+ * Entries are in no order, and descriptors have whatever numbers they came with: a child, between
+ * fork and exec, moves its own to the numbers that the command is to find.
  *
  * The protocol has no answers, so a descriptor that is refused is lost for the child's successor
  * without the child's knowledge; the caller logs why. The limits: the number (from RLIMIT_NOFILE,
@@ -14,8 +12,13 @@
  * where a keeper dies); others of that name stand beside it, as with systemd. They are never
  * polled: FDPOLL=0 is the only way, asked for or not.
  *
- * Hand-over: batches, each acknowledged, then END with the number, acknowledged too. Only then may
- * the receiver count on having them all. The giver keeps its own.
+ * Exchange: both sides do the same, in turns: each sends a batch of the messages that a child would
+ * send, MORE or END behind it, and then takes one. Whose batch comes has applied the one before, so
+ * each acknowledges the other's. END comes alone, and both have said it at last: then all that they
+ * gave is at the other side. They keep it too.
+ *
+ * The environment of commands is laid out once; what changes from child to child are the contents of
+ * three of its strings, which the child writes. So nothing here needs memory but the table itself.
  */
 #include "relay/fdtable.h"
 
@@ -25,201 +28,168 @@
 #include <stdio.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
+#include <time.h>
 
-#include "base/clock.h"
+#include "base/log.h"
+#include "base/str.h"
 
 #define BATCH 64
 
-size_t fdtable_room(void)
+void fdtable_init(struct fdtable *t)
 {
-    struct rlimit limit = {.rlim_cur = 256};
+    struct rlimit limit = {.rlim_cur = 256, .rlim_max = 256};
 
-    if (getrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur < limit.rlim_max) {
-        struct rlimit raised = {.rlim_cur = MIN(limit.rlim_max, 1U << 20),
-                                .rlim_max = limit.rlim_max};
-        if (setrlimit(RLIMIT_NOFILE, &raised) == 0)
-            limit = raised;
-    }
-    return MIN((size_t)limit.rlim_cur / 4 * 3, FDTABLE_MAX);
-}
-
-void fdtable_init(struct fdtable *t, int first, size_t max)
-{
-    *t = (struct fdtable){.first = first, .max = max, .names = xcalloc(max, sizeof(*t->names))};
-}
-
-static void drop(struct fdtable *t, size_t i)
-{
-    int last = t->first + (int)--t->n;
-
-    if (i < t->n) {
-        dup3(last, t->first + (int)i, O_CLOEXEC);
-        memcpy(t->names[i], t->names[t->n], sizeof(t->names[i]));
-    }
-    close(last);
+    getrlimit(RLIMIT_NOFILE, &limit);
+    limit.rlim_cur = MAX(limit.rlim_cur, MIN(limit.rlim_max, 1U << 20));
+    setrlimit(RLIMIT_NOFILE, &limit);
+    t->n = 0;
+    t->max = MIN((size_t)limit.rlim_cur / 4 * 3, FDTABLE_MAX);
 }
 
 void fdtable_done(struct fdtable *t)
 {
     while (t->n > 0)
-        drop(t, t->n - 1);
-    free(t->names);
-    *t = (struct fdtable){0};
-}
-
-void fdtable_names(const struct fdtable *t, size_t i, size_t n, char *out)
-{
-    for (size_t end = i + n; i < end; i++)
-        out = stpcpy(stpcpy(out, t->names[i]), i + 1 < end ? ":" : "");
-}
-
-static bool is(const struct fdtable *t, size_t i, const char *name, size_t len)
-{
-    return strlen(t->names[i]) == len && memcmp(t->names[i], name, len) == 0;
-}
-
-static void remove_all(struct fdtable *t, const char *name, size_t len)
-{
-    for (size_t i = t->n; i > 0; i--)
-        if (is(t, i - 1, name, len))
-            drop(t, i - 1);
+        close(t->entries[--t->n].fd);
+    t->max = 0;
 }
 
 /* systemd takes longer names and more characters; 20 bytes are what LISTEN_FDNAMES has room for
  * when there are thousands. */
-static int check_name(const char *name, size_t len, struct err *err)
+static int read_name(const struct fdpass *m, char ret[FDSTORE_NAME_MAX + 1], struct err *err)
 {
-    if (len == 0 || len > FDTABLE_NAME_MAX)
-        return err_set(err, -EINVAL, "a name of %zu bytes; allowed: 1 to %d", len,
-                       FDTABLE_NAME_MAX);
-    for (size_t i = 0; i < len; i++)
-        if (name[i] <= ' ' || name[i] >= 127 || name[i] == ':')
-            return err_set(err, -EINVAL, "a name with byte %d", (unsigned char)name[i]);
+    size_t len = strlen("stored"); /* systemd's word for what has none */
+    const char *name = fdpass_value(m, "FDNAME", &len) ?: "stored";
+    bool good = len > 0 && len <= FDSTORE_NAME_MAX;
+
+    for (size_t i = 0; good && i < len; i++)
+        good = name[i] > ' ' && name[i] < 127 && name[i] != ':';
+    if (!good)
+        return err_set(err, -EINVAL, "a name of %zu bytes; allowed: 1 to %d, no blanks, no colon",
+                       len, FDSTORE_NAME_MAX);
+    memcpy(ret, name, len);
+    ret[len] = '\0';
     return 0;
 }
 
-/* Leaves fd alone, but where it has the right number already. */
-static int add(struct fdtable *t, const char *name, size_t len, int fd, struct err *err)
+/* Takes *fd, or leaves it. */
+static int add(struct fdtable *t, const char *name, int *fd, struct err *err)
 {
-    int target = t->first + (int)t->n;
-    size_t bytes = len + 1;
-    pid_t self = getpid();
+    size_t bytes = strlen(name) + 1;
 
-    for (size_t i = 0; i < t->n; i++) {
-        bytes += strlen(t->names[i]) + 1;
-        if (is(t, i, name, len) &&
-            syscall(SYS_kcmp, self, self, KCMP_FILE, t->first + (int)i, fd) == 0)
+    for (const struct fdtable_entry *e = t->entries; e < t->entries + t->n; e++) {
+        bytes += strlen(e->name) + 1;
+        if (str_eq(e->name, name) &&
+            syscall(SYS_kcmp, getpid(), getpid(), KCMP_FILE, e->fd, *fd) == 0)
             return 0;
     }
-    if (t->n >= t->max)
-        return err_set(err, -ENOSPC,
-                       "'%.*s': %zu are kept already, the limit that follows from "
-                       "RLIMIT_NOFILE",
-                       (int)len, name, t->n);
-    if (bytes > FDTABLE_NAMES_MAX)
-        return err_set(err, -ENOSPC, "'%.*s': the names of %zu fill %u bytes", (int)len, name, t->n,
-                       FDTABLE_NAMES_MAX);
-    if (fd != target && dup3(fd, target, O_CLOEXEC) < 0)
-        return err_errno(err, -errno, "'%.*s'", (int)len, name);
-    memcpy(t->names[t->n], name, len);
-    t->names[t->n++][len] = '\0';
+    if (t->n >= t->max || bytes > FDTABLE_NAMES_MAX)
+        return err_set(err, -ENOSPC, "'%s': %zu are kept; allowed: %zu (RLIMIT_NOFILE), %u bytes",
+                       name, t->n, t->max, FDTABLE_NAMES_MAX);
+    memcpy(t->entries[t->n].name, name, strlen(name) + 1);
+    t->entries[t->n++].fd = TAKE_FD(*fd);
     return 0;
-}
-
-static int add_all(struct fdtable *t, struct fdpass *m, const char *name, size_t len,
-                   struct err *err)
-{
-    bool list = memchr(name, ':', len);
-    int r = m->n_fds == 0 ? err_set(err, -EINVAL, "FDSTORE without a descriptor") : 0;
-
-    for (size_t i = 0; r == 0 && i < m->n_fds; i++) {
-        const char *end = list ? memchr(name, ':', len) ?: name + len : name + len;
-        size_t n = (size_t)(end - name);
-        r = check_name(name, n, err);
-        if (r == 0 && list && (n == len) != (i + 1 == m->n_fds))
-            r = err_set(err, -EINVAL, "more names than descriptors, or fewer");
-        if (r == 0)
-            r = add(t, name, n, m->fds[i], err);
-        if (r == 0 && m->fds[i] == t->first + (int)t->n - 1)
-            m->fds[i] = -1;
-        if (list) {
-            name += MIN(n + 1, len);
-            len -= MIN(n + 1, len);
-        }
-    }
-    return r;
 }
 
 int fdtable_apply(struct fdtable *t, struct fdpass *m, struct err *err)
 {
     bool adds = fdpass_has(m, "FDSTORE"), removes = fdpass_has(m, "FDSTOREREMOVE");
-    size_t len = sizeof(FDTABLE_NAME_DEFAULT) - 1;
-    const char *name = fdpass_value(m, "FDNAME", &len) ?: FDTABLE_NAME_DEFAULT;
-    int r = 0;
+    char name[FDSTORE_NAME_MAX + 1];
+    int r = adds || removes ? read_name(m, name, err) : 0;
 
-    if (adds && removes)
-        r = err_set(err, -EINVAL, "FDSTORE and FDSTOREREMOVE in one message");
-    else if (removes)
-        r = check_name(name, len, err);
-    else if (adds)
-        r = add_all(t, m, name, len, err);
-    if (r == 0 && removes)
-        remove_all(t, name, len);
+    if (r == 0 && adds && (removes || m->n_fds == 0))
+        r = err_set(err, -EINVAL, "FDSTORE and FDSTOREREMOVE in one, or no descriptor to store");
+    for (size_t i = 0; r == 0 && adds && i < m->n_fds; i++)
+        r = add(t, name, &m->fds[i], err);
+    for (size_t i = t->n; r == 0 && removes && i > 0; i--)
+        if (str_eq(t->entries[i - 1].name, name)) {
+            close(t->entries[i - 1].fd);
+            t->entries[i - 1] = t->entries[--t->n];
+        }
     fdpass_close(m);
     return r;
 }
 
-/* ---- to another process ---- */
-
-int fdtable_give(const struct fdtable *t, int fd, int64_t timeout_ms, struct err *err)
+/* n entries from i on, and the word behind them. */
+static int give(const struct fdtable *t, size_t i, size_t n, int fd, int extra)
 {
-    int64_t deadline = clock_mono_ms() + timeout_ms;
-    struct fdpass m;
-    int fds[BATCH], r = 0;
+    const char *word = n > 0 ? "MORE=1" : "END=1";
+    char text[64];
+    int r = 0;
 
-    for (size_t i = 0, n; r == 0 && i < t->n; i += n) {
-        n = MIN(t->n - i, BATCH);
-        for (size_t j = 0; j < n; j++)
-            fds[j] = t->first + (int)(i + j);
-        fdtable_names(t, i, n, stpcpy(m.text, "FDSTORE=1\nFDNAME="));
-        r = fdpass_send(fd, m.text, strlen(m.text), fds, n);
-        r = r < 0 ? err_errno(err, r, "giving") : fdpass_hear(fd, &m, "ACK", err);
-        if (r == 0)
-            fdpass_close(&m);
-        if (r == 0 && clock_mono_ms() > deadline)
-            r = err_set(err, -ETIMEDOUT, "%zu of %zu given in %lld ms", i + n, t->n,
-                        (long long)timeout_ms);
+    for (const struct fdtable_entry *e = t->entries + i; r == 0 && e < t->entries + i + n; e++) {
+        stpcpy(stpcpy(text, "FDSTORE=1\nFDNAME="), e->name);
+        r = fdpass_send(fd, text, strlen(text), &e->fd, 1);
     }
-    if (r < 0)
-        return r;
-    int len = snprintf(m.text, sizeof(m.text), "END=%zu", t->n);
-    r = fdpass_send(fd, m.text, (size_t)len, NULL, 0);
-    r = r < 0 ? err_errno(err, r, "ending") : fdpass_hear(fd, &m, "ACK", err);
-    if (r == 0)
+    return r < 0 ? r : fdpass_send(fd, word, strlen(word), &extra, extra >= 0 ? 1 : 0);
+}
+
+int fdtable_exchange(struct fdtable *t, int fd, int extra, int *ret_extra, struct err *err)
+{
+    size_t ours = t->n, i = 0, n = 1;
+    bool more = true;
+    int r = 0;
+
+    for (; r == 0 && (n > 0 || more); i += n) {
+        struct fdpass m = {.n_fds = 0};
+        n = MIN(ours - i, BATCH);
+        r = give(t, i, n, fd, extra);
+        r = r < 0 ? err_errno(err, r, "giving") : fdpass_hear(fd, &m, err);
+        while (r == 0 && fdpass_has(&m, "FDSTORE"))
+            r = fdtable_apply(t, &m, err) < 0 ? err->code : fdpass_hear(fd, &m, err);
+        more = fdpass_has(&m, "MORE");
+        if (r == 0 && !more && !fdpass_has(&m, "END"))
+            r = err_set(err, -EPROTO, "neither descriptors nor their end");
+        closep(ret_extra);
+        *ret_extra = m.n_fds > 0 ? TAKE_FD(m.fds[0]) : -1;
         fdpass_close(&m);
+    }
     return r;
 }
 
-int fdtable_take(struct fdtable *t, int fd, struct err *err)
-{
-    char expected[32];
-    struct fdpass m;
-    size_t came = 0, len = 0;
-    int r;
+/* ---- commands ---- */
 
-    while ((r = fdpass_receive(fd, 0, &m)) > 0 && !m.cut && fdpass_has(&m, "FDSTORE")) {
-        came += m.n_fds;
-        r = fdtable_apply(t, &m, err);
-        if (r < 0)
-            return r;
-        fdpass_say(fd, "ACK=1");
+static char listen_names[sizeof("LISTEN_FDNAMES=") + FDTABLE_NAMES_MAX] = "LISTEN_FDNAMES=";
+static char listen_count[32] = "LISTEN_FDS=", listen_pid[32] = "LISTEN_PID=";
+
+void fdtable_exec_init(const char *notify_path)
+{
+    struct timespec now;
+    char born[32];
+
+    clock_gettime(CLOCK_BOOTTIME, &now);
+    snprintf(born, sizeof(born), "%lld", now.tv_sec * 1000000000LL + now.tv_nsec);
+    setenv(FDSTORE_BORN, born, 1);
+    setenv("NOTIFY_SOCKET", notify_path, 1);
+    unsetenv("WATCHDOG_PID"); /* as all of them, it was meant for us */
+    unsetenv("WATCHDOG_USEC");
+    putenv(listen_count);
+    putenv(listen_names);
+    putenv(listen_pid);
+}
+
+_noreturn_ void fdtable_exec(struct fdtable *t, char *const *argv, const sigset_t *mask)
+{
+    char *names = listen_names + strlen("LISTEN_FDNAMES=");
+    int r = 0;
+
+    /* The lowest first: so none is moved to the number of one that is still to come. */
+    for (size_t i = 0; r >= 0 && i < t->n; i++) {
+        struct fdtable_entry *low = &t->entries[i], e;
+        for (size_t j = i + 1; j < t->n; j++)
+            low = t->entries[j].fd < low->fd ? &t->entries[j] : low;
+        e = *low;
+        *low = t->entries[i];
+        names = stpcpy(stpcpy(names, i > 0 ? ":" : ""), e.name);
+        r = e.fd == FDTABLE_FIRST + (int)i ? fcntl(e.fd, F_SETFD, 0)
+                                           : dup2(e.fd, FDTABLE_FIRST + (int)i);
     }
-    if (r <= 0)
-        return err_set(err, r == 0 ? -ECONNRESET : r, "the rest of its descriptors does not come");
-    const char *value = fdpass_value(&m, "END", &len);
-    size_t n = (size_t)snprintf(expected, sizeof(expected), "%zu", came);
-    if (m.cut || !value || len != n || memcmp(value, expected, n) != 0)
-        r = err_set(err, -EPROTO, "%s descriptors have come, and then no fitting end", expected);
-    fdpass_close(&m);
-    return r < 0 ? r : fdpass_say(fd, "ACK=1");
+    snprintf(listen_pid, sizeof(listen_pid), "LISTEN_PID=%d", (int)getpid());
+    snprintf(listen_count, sizeof(listen_count), "LISTEN_FDS=%zu", t->n);
+    if (t->n == 0)
+        unsetenv("LISTEN_PID"); /* without it the others mean nothing */
+    sigprocmask(SIG_SETMASK, mask, NULL);
+    if (r >= 0) /* all or nothing */
+        execvp(argv[0], argv);
+    log_error("%s: %s", argv[0], strerror(errno));
+    _exit(errno == ENOENT ? 127 : 126); /* as a shell has it: not found, not executable */
 }

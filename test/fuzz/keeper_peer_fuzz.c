@@ -13,7 +13,6 @@
 #include "base/log.h"
 #include "keeper/keeper.h"
 
-#define FIRST 500
 #define FDS_MAX 3
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
@@ -70,10 +69,14 @@ static int come(const uint8_t *data, size_t size)
     return fd;
 }
 
-static void check_table(const struct keeper *k)
+static void check_table(const struct fdtable *t)
 {
-    for (size_t i = 0; i <= k->store.max; i++)
-        check((fcntl(FIRST + (int)i, F_GETFD) == FD_CLOEXEC) == (i < k->store.n));
+    check(t->n <= t->max);
+    for (size_t i = 0; i < t->n; i++) {
+        check(fcntl(t->entries[i].fd, F_GETFD) == FD_CLOEXEC);
+        for (size_t j = 0; j < i; j++)
+            check(t->entries[i].fd != t->entries[j].fd);
+    }
 }
 
 static void done(struct keeper *k)
@@ -97,17 +100,20 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         return 0;
     int lowest = dup(file), fd = come(data + 1, size - 1);
     const struct keeper_config config = {.argv = data[0] & 1 ? argv : NULL, .socket = path};
-    struct keeper k = {.config = &config,
-                       .listen_fd = listener,
-                       .notify_fd = file,
-                       .phase = (data[0] >> 1) % (PHASE_STOPPED + 1),
-                       .peers = {NO_PEER, NO_PEER}};
-    fdtable_init(&k.store, FIRST, 8);
+    static struct keeper k;
+    k.config = &config;
+    k.listen_fd = listener;
+    k.notify_fd = file;
+    k.phase = (data[0] >> 1) % (PHASE_STANDING_BY + 1);
+    k.peers[0] = k.peers[1] = NO_PEER;
+    k.ended = false;
+    fdtable_init(&k.store);
+    k.store.max = 8;
     handover_accept(&k);
     while (k.peers[0].fd >= 0 && !k.ended)
         handover_receive(&k, &k.peers[0]);
     if (!k.ended)
-        check_table(&k);
+        check_table(&k.store);
     done(&k);
     close(fd);
     close(lowest);

@@ -22,4 +22,6 @@ if(BUILD_TESTING AND NOT PP_SANITIZE)
     DEPS pp_relay Threads::Threads ARGS $<TARGET_FILE:peerpod-keeper> TIMEOUT 120)
   add_dependencies(test_keeper_kills peerpod-keeper)
 endif()
-pp_fuzz_target(keeper peer DEPS pp_keeper PARSER "keeper/handover.c:(?!meet_again|handover_init|handover_late|handover_child_died|handover_settled|handover_relay).*")
+pp_fuzz_target(keeper peer DEPS pp_keeper
+  PARSER "keeper/handover.c:(?!handover_meet|handover_child_died|handover_settled|handover_relay).*"
+    "lib/relay/fdtable.c:(fdtable_exchange|fdtable_apply|add|read_name)")

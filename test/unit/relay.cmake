@@ -6,4 +6,4 @@ pp_fuzz_target(relay file DEPS pp_relay
   PARSER "lib/relay/relay.c:(?!relay_selftest|relay_create|create_in|test_|write_header).*")
 pp_unit_test(relay fdtable SOURCES ${CMAKE_CURRENT_LIST_DIR}/relay_fdtable_test.c
   DEPS pp_relay Threads::Threads)
-pp_fuzz_target(relay fdtable DEPS pp_relay PARSER "lib/relay/fdtable.c:(?!fdtable_give|fdtable_room|fdtable_take).*")
+pp_fuzz_target(relay fdtable DEPS pp_relay PARSER "lib/relay/fdtable.c:(fdtable_apply|add|read_name)")
