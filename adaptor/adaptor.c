@@ -68,9 +68,11 @@ static int each_sandbox(struct adaptor *a,
     int r = 0;
     if (!dir)
         return err_errno(err, -errno, "reading %s", a->pods_dir);
-    for (struct dirent *e; r == 0 && (e = readdir(dir));)
+    for (struct dirent *e; errno = 0, r == 0 && (e = readdir(dir));)
         if (str_check_sandbox_id(e->d_name, &why) == 0)
             r = fn(a, e->d_name, err);
+    if (r == 0 && errno) /* half a list would be pods forgotten */
+        r = err_errno(err, -errno, "reading %s", a->pods_dir);
     closedir(dir);
     return r;
 }

@@ -378,6 +378,12 @@ int sandbox_create(struct adaptor *a, const struct podspec *spec, struct sandbox
 
 /* -- recovery -- */
 
+bool sandbox_is_trouble(int r)
+{
+    return r == -ENOMEM || r == -ENOBUFS || r == -EMFILE || r == -ENFILE || r == -EIO ||
+           r == -EINTR || r == -EAGAIN;
+}
+
 /* Dead, or not to be taken over: what remains is to delete it. */
 static void recover_as_deleting(struct sandbox *sb, const char *why)
 {
@@ -426,7 +432,7 @@ static int recover_live(struct sandbox *sb, struct err *err)
     if (r == 0)
         r = shimconn_listen(sb, err);
     if (r == 0)
-        shimconn_recover_all(sb);
+        r = shimconn_recover_all(sb, err);
     if (r == 0 && sb->record.state == SANDBOX_RUNNING) {
         sb->tunnel_up = sb->record.plain; /* there is nothing to wait for */
         sb->resuming = !sb->record.plain;
@@ -443,21 +449,29 @@ static int recover_live(struct sandbox *sb, struct err *err)
     return r;
 }
 
-static void recover_record(struct sandbox *sb)
+/* Negative: it is not to be given up (sandbox_is_trouble). */
+static int recover_record(struct sandbox *sb, struct err *err)
 {
-    struct err err = ERR_INIT;
-    if (sb->record.state == SANDBOX_DELETING) {
-        sandbox_delete_continue(sb);
-    } else if (!str_eq(sb->record.boot, sb->adaptor->boot)) {
+    struct err local = ERR_INIT;
+    int r = 0;
+    if (sb->record.state == SANDBOX_DELETING)
+        sandbox_delete_soon(sb);
+    else if (!str_eq(sb->record.boot, sb->adaptor->boot))
         recover_as_deleting(sb, "the node has been booted since it was created");
-    } else if (recover_live(sb, &err) < 0) {
-        sandbox_note_error(sb, "recover", &err);
+    else
+        r = recover_live(sb, &local);
+    if (sandbox_is_trouble(r))
+        return err_set(err, r, "sandbox %s cannot be taken over now: %s", sb->record.id,
+                       err_text(&local));
+    if (r < 0) {
+        sandbox_note_error(sb, "recover", &local);
         recover_as_deleting(sb, "it cannot be taken over");
     } else if (sb->record.state == SANDBOX_STARTING) {
         sandbox_start_resume(sb);
     } else if (sb->record.state == SANDBOX_CREATED) {
         sandbox_arm(sb, sb->adaptor->config->grace_unstarted_ns / 1000000, unstarted);
     }
+    return 0;
 }
 
 static int check_relays(int dirfd, struct err *err)
@@ -488,25 +502,18 @@ int sandbox_check_format(struct adaptor *a, const char *name, struct err *err)
     return r == -EPROTONOSUPPORT ? err_set(err, r, "sandbox %s: %s", name, local.text) : 0;
 }
 
-/* The machine's, not the record's: to go on would be to forget a pod whose VM runs. The start
- * fails, and the keeper's next one finds it better or says the same. */
-static bool is_trouble(int r)
-{
-    return r == -ENOMEM || r == -EMFILE || r == -ENFILE || r == -EIO || r == -EINTR;
-}
-
 int sandbox_recover(struct adaptor *a, const char *name, struct err *err)
 {
     struct err local = ERR_INIT;
     struct record record;
     _cleanup_close_ int dir =
         openat(a->pods_fd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-    if (dir < 0 && is_trouble(-errno))
+    if (dir < 0 && sandbox_is_trouble(-errno))
         return err_errno(err, -errno, "opening %s/%s", a->pods_dir, name);
     if (dir < 0)
         return 0; /* not a directory: not ours */
     int r = record_read(dir, &record, &local);
-    if (is_trouble(r))
+    if (sandbox_is_trouble(r))
         return err_set(err, r, "sandbox %s: %s", name, err_text(&local));
     if (r == -ENOENT && is_unfinished(dir)) {
         log_entry(LOG_LEVEL_INFO, name, "recover",
@@ -535,6 +542,5 @@ int sandbox_recover(struct adaptor *a, const char *name, struct err *err)
         sandbox_free(sb);
         return r;
     }
-    recover_record(sb);
-    return 0;
+    return recover_record(sb, err);
 }

@@ -69,8 +69,12 @@ int sandbox_create(struct adaptor *a, const struct podspec *spec, struct sandbox
  * looks. */
 int sandbox_check_format(struct adaptor *a, const char *name, struct err *err);
 /* At start: the sandbox that lies in this directory of the state; 0 also when there is nothing to
- * take over. */
+ * take over. Negative: the start must fail, and nothing is lost; the keeper's next try finds it
+ * better or says the same. */
 int sandbox_recover(struct adaptor *a, const char *name, struct err *err);
+/* Is a failure the machine's, short of memory or descriptors for the moment, and not that of what
+ * was read? To give a sandbox up for it would be to end a pod that runs. */
+bool sandbox_is_trouble(int r);
 int sandbox_save(struct sandbox *sb, struct err *err);
 /* Remembers for status and logs; does not save. */
 void sandbox_note_error(struct sandbox *sb, const char *step, const struct err *err);
@@ -122,8 +126,10 @@ int sandbox_network_begin(struct sandbox *sb, bool setup, sandbox_network_fn *ne
 /* Idempotent. On return the state is DELETING on disk, nothing is served any more, and deletion
  * goes on in the background until the provider confirms it. why: for the log. */
 void sandbox_stop(struct sandbox *sb, const char *why);
-/* The job in flight has ended while DELETING, or the daemon has just started. */
+/* The job in flight has ended while DELETING. */
 void sandbox_delete_continue(struct sandbox *sb);
+/* The same in the loop's next turn. */
+void sandbox_delete_soon(struct sandbox *sb);
 
 /* -- while it starts and runs (watch.c) -- */
 
@@ -140,8 +146,9 @@ void sandbox_watch_netns(struct adaptor *a);
 
 int shimconn_listen(struct sandbox *sb, struct err *err);
 void shimconn_unlisten(struct sandbox *sb);
-/* Takes over the connections that the state and the store hold. */
-void shimconn_recover_all(struct sandbox *sb);
+/* Takes over the connections that the state and the store hold. What is lost of them is only logged;
+ * negative: nothing is (sandbox_is_trouble). */
+int shimconn_recover_all(struct sandbox *sb, struct err *err);
 void shimconn_close_all(struct sandbox *sb);
 /* Frees listener and connections of this process only; the store and the files keep them. */
 void shimconn_release_all(struct sandbox *sb);

@@ -405,7 +405,7 @@ static void conn_end(struct shimconn *c, bool tell_peer, const char *reason)
     sandbox_watch_shim(sb);
 }
 
-/* Takes the relay. */
+/* Takes the relay. On failure the socket is closed here; store and file have it still. */
 static int conn_add(struct sandbox *sb, uint32_t id, struct relay *relay, struct err *err)
 {
     struct shimconn *c = xcalloc(1, sizeof(*c));
@@ -422,7 +422,7 @@ static int conn_add(struct sandbox *sb, uint32_t id, struct relay *relay, struct
     else if (r == 0 && sb->tunnel && tunnel_channel_add(sb->tunnel, id, &channel_callbacks, c) < 0)
         r = err_set(err, -EUSERS, "the tunnel has too many channels");
     if (r < 0)
-        conn_release(c);
+        conn_let_go(c);
     return r;
 }
 
@@ -437,12 +437,13 @@ static int conn_accept(struct sandbox *sb, int fd, struct err *err)
         r = fdstore_add(names.fd, fd, err);
     if (r == 0)
         r = relay_create(sb->dir, names.file, fd, RELAY_RING_DEFAULT, &relay, err);
-    if (r < 0) {
+    if (r < 0)
         close(fd);
+    else
+        r = conn_add(sb, id, relay, err);
+    if (r < 0)
         forget(sb, id);
-        return r;
-    }
-    return conn_add(sb, id, relay, err);
+    return r;
 }
 
 static bool peer_allowed(int fd)
@@ -551,31 +552,40 @@ void shimconn_release_all(struct sandbox *sb)
         conn_let_go(sb->conns);
 }
 
-static void conn_recover(struct sandbox *sb, uint32_t id)
+/* Its file, or a new one where the predecessor died in conn_accept. Takes fd on success. */
+static int relay_of(struct sandbox *sb, const char *file, int fd, struct relay **ret,
+                    struct err *err)
+{
+    struct err local = ERR_INIT;
+    int r = relay_recover(sb->dir, file, fd, ret, &local);
+    if (r == -ENODATA || r == -ENOENT) {
+        unlinkat(sb->dir, file, 0);
+        return relay_create(sb->dir, file, fd, RELAY_RING_DEFAULT, ret, err);
+    }
+    /* Its blocks were there before: that there is no room for them is not the end of it. */
+    return r < 0 ? err_set(err, r == -ENOSPC ? -EAGAIN : r, "%s", err_text(&local)) : 0;
+}
+
+static int conn_recover(struct sandbox *sb, uint32_t id, struct err *err)
 {
     struct conn_names names = names_of(sb, id);
-    struct err err = ERR_INIT;
+    struct err local = ERR_INIT;
     struct relay *relay = NULL;
-    int r = -EBADF, fd = fdstore_take(names.fd);
-    if (fd >= 0) {
-        r = relay_recover(sb->dir, names.file, fd, &relay, &err);
-        if (r == -ENODATA || r == -ENOENT) { /* the predecessor died in conn_accept */
-            err_clear(&err);
-            unlinkat(sb->dir, names.file, 0);
-            r = relay_create(sb->dir, names.file, fd, RELAY_RING_DEFAULT, &relay, &err);
-        }
-    } else {
-        err_set(&err, r, "its socket is not in the store");
-    }
-    if (r < 0) {
-        closep(&fd);
-        forget(sb, id);
-    } else {
-        r = conn_add(sb, id, relay, &err);
-    }
+    int fd = fdstore_take(names.fd);
+    int r = fd < 0 ? err_set(&local, -EBADF, "its socket is not in the store")
+                   : relay_of(sb, names.file, fd, &relay, &local);
     if (r < 0)
+        closep(&fd);
+    else
+        r = conn_add(sb, id, relay, &local);
+    if (sandbox_is_trouble(r))
+        return err_set(err, r, "connection %u of the shim: %s", id, err_text(&local));
+    if (r < 0) {
+        forget(sb, id);
         log_entry(sb->record.plain ? LOG_LEVEL_INFO : LOG_LEVEL_ERROR, sb->record.id, "recover",
-                  "connection %u of the shim is lost: %s", id, err_text(&err));
+                  "connection %u of the shim is lost: %s", id, err_text(&local));
+    }
+    return 0;
 }
 
 /* The numbers of a sandbox's connections, each once. */
@@ -612,21 +622,27 @@ static uint32_t id_of_file(const char *name)
     return str_to_u64(digits, UINT32_MAX, &id) < 0 ? 0 : (uint32_t)id;
 }
 
-void shimconn_recover_all(struct sandbox *sb)
+int shimconn_recover_all(struct sandbox *sb, struct err *err)
 {
     char sockets[FDSTORE_NAME_MAX + 1];
     struct conn_ids all = {.n = 0};
-    int fd = openat(sb->dir, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    int r = 0, fd = openat(sb->dir, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     DIR *dir = fd < 0 ? NULL : fdopendir(fd);
-    if (!dir)
-        return;
-    for (struct dirent *e; (e = readdir(dir));)
+    if (!dir) {
+        r = err_errno(err, -errno, "reading its directory");
+        closep(&fd);
+        return r;
+    }
+    for (struct dirent *e; errno = 0, (e = readdir(dir));)
         note_id(&all, id_of_file(e->d_name));
+    if (errno)
+        r = err_errno(err, -errno, "reading its directory");
     closedir(dir);
     snprintf(sockets, sizeof(sockets), "%s.c", sb->record.key);
     fdstore_each(sockets, note_stored, &all);
-    while (all.n > 0)
-        conn_recover(sb, all.ids[--all.n]);
+    while (r == 0 && all.n > 0)
+        r = conn_recover(sb, all.ids[--all.n], err);
+    return r;
 }
 
 void shimconn_close_all(struct sandbox *sb)

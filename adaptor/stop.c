@@ -142,9 +142,9 @@ void sandbox_delete_continue(struct sandbox *sb)
         delete_finished(sb); /* the provider has never heard of it */
 }
 
-static void delete_soon(uv_timer_t *timer)
+void sandbox_delete_soon(struct sandbox *sb)
 {
-    sandbox_delete_continue(timer->data);
+    sandbox_arm(sb, 0, delete_again);
 }
 
 void sandbox_stop(struct sandbox *sb, const char *why)
@@ -169,5 +169,5 @@ void sandbox_stop(struct sandbox *sb, const char *why)
     if (sb->job)
         job_cancel(sb->job); /* its end continues the deletion */
     else
-        sandbox_arm(sb, 0, delete_soon); /* callers may still look at sb in this turn */
+        sandbox_delete_soon(sb); /* callers may still look at sb in this turn */
 }

@@ -8,9 +8,10 @@
  * steps of both count), for peerpodctl's questions on the control socket, and for its `orphans
  * -delete` of a VM that no sandbox knows.
  *
- * After each the caller does what a shim does, StopVM until it is answered, or an operator, `orphans
- * -delete` until there are none; then files, processes, links, mounts and the daemon's descriptors
- * and threads must be as before.
+ * A pod that ran before survives every one of them: its agent answers on the shim's connection. After
+ * each the caller does what a shim does, StopVM until it is answered, or an operator, `orphans -delete`
+ * until there are none; then files, processes, links, mounts and the daemon's descriptors and threads
+ * must be as before.
  *
  * The steps are sampled so that the test takes a minute, others in each of CI's builds (PART of 4).
  * STEPFAULT_STRIDE=n tries each n-th, 1 all, of pairs each n-th second one behind each n-th first.
@@ -32,6 +33,7 @@
 #include "base/fs.h"
 #include "base/str.h"
 #include "control.pb-c.h"
+#include "health.pb-c.h"
 #include "hypervisor.pb-c.h"
 #include "net/netns.h"
 #include "net/route.h"
@@ -45,11 +47,13 @@
 #define SANDBOX "317c7ae2f000000000000000000000000000000000000000000000000000001"
 #define DELETED_MS 60000
 #define ORPHAN_MS 1000
+#define SHIM_PATIENCE_MS 30000
 #define STILL 3 /* snapshots in a row */
 #define STILL_US 70000
 
 static char bin[PATH_MAX], state[PATH_MAX], path_socket[PATH_MAX], path_control[PATH_MAX],
-    pods[PATH_MAX], cloud[PATH_MAX], instances[PATH_MAX], netns[PATH_MAX], node_log[PATH_MAX];
+    pods[PATH_MAX], path_agent[PATH_MAX], cloud[PATH_MAX], instances[PATH_MAX], netns[PATH_MAX],
+    node_log[PATH_MAX];
 static const char *const watched[] = {pods, cloud, NULL};
 
 struct subject {
@@ -57,6 +61,8 @@ struct subject {
     bool killing;
     pthread_mutex_t mutex;
     struct ttrpc_client *client; /* lock: mutex */
+    struct ttrpc_client *agent;  /* the shim's connection to its agent, while a pod runs */
+    struct err lost;             /* what it said when it should have answered */
     struct provider *provider;   /* this process's own */
     struct local_config config;
     struct opt_set sets[2];
@@ -199,14 +205,45 @@ static void let_faults(unsigned mode)
     atomic_store(&stepfault_control()->mode, mode);
 }
 
+static int check_agent(struct subject *s, struct err *err)
+{
+    Grpc__CheckRequest q = GRPC__CHECK_REQUEST__INIT;
+    ProtobufCMessage *answer = NULL;
+    int r = ttrpc_client_call(s->agent, "grpc.Health", "Check", &q.base,
+                              &grpc__health_check_response__descriptor, SHIM_PATIENCE_MS, &answer,
+                              NULL, err);
+
+    if (answer)
+        protobuf_c_message_free_unpacked(answer, NULL);
+    return r;
+}
+
 static int running_pod(struct subject *s, struct err *err)
 {
     unsigned mode = hold_faults();
+    s->lost = ERR_INIT;
     int r = create_vm(s, err);
 
     if (r == 0)
         r = start_vm(s, err);
+    if (r == 0)
+        r = ttrpc_client_connect(path_agent, 5000, &s->agent, err);
+    if (r == 0)
+        r = check_agent(s, err);
     let_faults(mode);
+    return r;
+}
+
+/* Whatever has failed or died: the agent answers on the connection of before. */
+static int still_runs(struct subject *s, int r, const struct err *err)
+{
+    unsigned mode = hold_faults();
+    if (r < 0)
+        s->lost = *err;
+    else
+        r = check_agent(s, &s->lost);
+    ttrpc_client_free(TAKE_PTR(s->agent));
+    atomic_store(&stepfault_control()->mode, mode);
     return r;
 }
 
@@ -283,7 +320,7 @@ static int restart(void *arg, struct err *err)
 {
     int r = running_pod(arg, err);
 
-    return r < 0 ? r : die_and_come_back(arg, err);
+    return r < 0 ? r : still_runs(arg, die_and_come_back(arg, err), err);
 }
 
 /* A VM with this node's tags that no sandbox knows, as one whose state directory is lost; the daemon
@@ -351,13 +388,15 @@ static int recover_orphan(void *arg, _unused_ int result, struct err *err)
 /* StopVM until it is answered: the daemon may be on its way back up. */
 static int recover(void *arg, _unused_ int result, struct err *err)
 {
+    struct subject *s = arg;
     int64_t until = clock_mono_ms() + 20000;
 
     for (;;) {
         struct err e = ERR_INIT;
         int r = stop_vm(arg, &e);
         if (r == 0)
-            return 0;
+            return s->lost.code ? err_set(err, s->lost.code, "the pod was lost: %s", s->lost.text)
+                                : 0;
         if (clock_mono_ms() > until)
             return err_set(err, r, "StopVM: %s", e.text);
         usleep(20000);
@@ -434,9 +473,9 @@ static int takeover(void *arg, struct err *err)
         if (ended)
             s->keeper = ended == keepers[0] ? keepers[1] : keepers[0];
         if (ended && status(s, &e) == 0)
-            return 0;
+            return still_runs(s, 0, NULL);
     }
-    return err_set(err, -ETIMEDOUT, "two daemons do not become one");
+    return still_runs(s, err_set(err, -ETIMEDOUT, "two daemons do not become one"), err);
 }
 
 static void bind_control(const char *block, const char *program)
@@ -506,6 +545,7 @@ static void setup(struct subject *s)
     place(path_socket, "state/hypervisor.sock");
     place(path_control, "state/control.sock");
     place(pods, "state/pods");
+    place(path_agent, "state/pods/" SANDBOX "/agent.ttrpc");
     place(cloud, "cloud");
     place(instances, "cloud/instances");
     place(netns, "netns/pod1");
