@@ -5,7 +5,7 @@
  * killed, and pairs: a second fault while the first is cleaned up after. Afterwards, behind the
  * caller's teardown, the namespaces look as before, as iproute2 and nft show them.
  *
- * STEPFAULT_FULL=1: every step. Else one in three; the three builds of CI that test begin with
+ * STEPFAULT_STRIDE=1: every step. Else one in three; the three builds of CI that test begin with
  * another one each (FIRST_STEP), so that together they take all.
  *
  * usage: podnet_step_faults [worker-up|worker-down|guest-up|guest-down
@@ -198,20 +198,18 @@ static const struct faults {
 static unsigned run(struct subject *s, const struct operation *o, const struct faults *f,
                     unsigned first)
 {
-    bool full = str_eq(getenv("STEPFAULT_FULL"), "1"), pairs = f->pair != STEPFAULT_OFF;
+    bool pairs = f->pair != STEPFAULT_OFF;
     char name[64];
     struct err err = ERR_INIT;
     const struct stepfault_case c = {.name = name,
                                      .mode = f->mode,
                                      .pair = f->pair,
-                                     .pair_stride = pairs ? (full ? 1 : PAIR_STRIDE) : 0,
+                                     .pair_stride = pairs ? stepfault_stride(PAIR_STRIDE) : 0,
                                      .run = o->run,
                                      .recover = o->recover,
                                      .fork_run = f->mode == STEPFAULT_KILL,
                                      .first = first,
-                                     .stride = full    ? 1
-                                               : pairs ? PAIR_STRIDE
-                                                       : STRIDE,
+                                     .stride = stepfault_stride(pairs ? PAIR_STRIDE : STRIDE),
                                      .snapshot = snapshot};
 
     (void)snprintf(name, sizeof(name), "podnet %s, %s", o->word, f->word);

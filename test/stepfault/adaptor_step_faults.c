@@ -683,11 +683,8 @@ static unsigned count_steps(struct subject *s, const struct operation *o)
 /* Each STEPFAULT_STRIDE-th from the first on, or samples in the middle of what there is. */
 static void plan(struct stepfault_case *c, unsigned steps, unsigned samples, uint64_t first)
 {
-    const char *word = getenv("STEPFAULT_STRIDE");
-    uint64_t stride = 0;
-
-    if (word && str_to_u64(word, steps, &stride) == 0 && stride > 0) {
-        c->stride = (unsigned)stride;
+    c->stride = stepfault_stride(0);
+    if (c->stride > 0) {
         c->first = (unsigned)first;
     } else {
         c->stride = MAX(steps / samples, 1U);

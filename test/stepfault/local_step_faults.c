@@ -2,7 +2,7 @@
 /*
  * Step faults of the local provider: create and delete, each outside step of them failing,
  * cancelled and killed, in the provider, its helper and the VM's PID 1 alike; and pairs, a second
- * fault while the first is cleaned up after. Sampled; STEPFAULT_FULL=1 tries all.
+ * fault while the first is cleaned up after. Sampled; STEPFAULT_STRIDE=1 tries all.
  *
  * usage: local_step_faults [create|delete [fail|kill|cancel|MODE+fail|MODE+kill [FIRST]]]
  */
@@ -186,13 +186,13 @@ static const struct faults {
 
 static unsigned run(struct subject *s, bool creating, const struct faults *f, uint64_t first)
 {
-    bool full = str_eq(getenv("STEPFAULT_FULL"), "1"), pairs = f->pair != STEPFAULT_OFF;
+    bool pairs = f->pair != STEPFAULT_OFF;
     char name[64];
     struct err err = ERR_INIT;
     struct stepfault_case c = {.name = name,
                                .mode = f->mode,
                                .pair = f->pair,
-                               .pair_stride = pairs ? (full ? 1 : PAIR_STRIDE) : 0,
+                               .pair_stride = pairs ? stepfault_stride(PAIR_STRIDE) : 0,
                                .dirs = watched,
                                .prepare = prepare,
                                .run = creating ? create : delete,
@@ -200,9 +200,7 @@ static unsigned run(struct subject *s, bool creating, const struct faults *f, ui
                                .cancel = cancel,
                                .fork_run = f->mode == STEPFAULT_KILL || f->pair == STEPFAULT_KILL,
                                .first = (unsigned)first,
-                               .stride = full    ? 1
-                                         : pairs ? PAIR_STRIDE
-                                                 : STRIDE};
+                               .stride = stepfault_stride(pairs ? PAIR_STRIDE : STRIDE)};
 
     prepare(s, NULL);
     (void)snprintf(name, sizeof(name), "local %s, %s", creating ? "create" : "delete", f->word);

@@ -247,6 +247,14 @@ static unsigned pairs(const struct stepfault_case *c, void *arg, unsigned n, cha
     return wrong;
 }
 
+unsigned stepfault_stride(unsigned sampled)
+{
+    const char *word = getenv("STEPFAULT_STRIDE");
+    uint64_t n = 0;
+
+    return word && str_to_u64(word, STEPS_MAX, &n) == 0 && n > 0 ? (unsigned)n : sampled;
+}
+
 unsigned stepfault_run(const struct stepfault_case *c, void *arg)
 {
     unsigned stride = MAX(c->stride, 1U), max = c->max ? c->max : STEPS_MAX;

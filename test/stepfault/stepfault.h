@@ -76,5 +76,8 @@ struct stepfault_case {
     char *(*snapshot)(void *arg);
 };
 
+/* STEPFAULT_STRIDE=n: each n-th step, 1 all; without it what the test samples. */
+unsigned stepfault_stride(unsigned sampled);
+
 /* Returns the number of n at which something was wrong, each printed with the step's name. */
 unsigned stepfault_run(const struct stepfault_case *c, void *arg);
