@@ -160,15 +160,22 @@ static void on_ended(void *owner, const struct err *why)
 
 static const struct plain_ops client_ops = {.up = on_up, .ended = on_ended};
 
+/* The oldest of those that have not proved who they are, else the oldest: whoever only connects must
+ * not push out an adaptor that waits for the agent. */
+static struct client *worst_client(const struct plainmode *p)
+{
+    struct client *worst = p->clients;
+    for (struct client *c = p->clients; c; c = c->next)
+        if (!c->up || worst->up)
+            worst = c;
+    return worst;
+}
+
 void plainmode_accept(struct plainmode *p, int fd)
 {
     struct err err = ERR_INIT;
-    if (p->n >= CLIENTS_MAX) {
-        struct client *oldest = p->clients;
-        while (oldest->next)
-            oldest = oldest->next;
-        give_up(oldest, "too many at once");
-    }
+    if (p->n >= CLIENTS_MAX)
+        give_up(worst_client(p), "too many at once");
     struct client *c = xcalloc(1, sizeof(*c));
     *c = (struct client){.next = p->clients, .mode = p, .since_ms = clock_mono_ms()};
     p->clients = c;

@@ -144,24 +144,36 @@ static int bundle_open(const char *pem, const char *what, BIO **ret, struct err 
     return *ret ? 0 : tls_err(err, -ENOMEM, what);
 }
 
+/* The number of certificates added: 1 or 0. */
+static int add_anchor(SSL_CTX *c, const char *block, size_t len)
+{
+    BIO *bio = BIO_new_mem_buf(block, (int)len);
+    X509 *cert = bio ? PEM_read_bio_X509(bio, NULL, no_passphrase, NULL) : NULL;
+    int ok = cert && X509_STORE_add_cert(SSL_CTX_get_cert_store(c), cert) == 1;
+    X509_free(cert);
+    BIO_free(bio);
+    return ok;
+}
+
+/* Each certificate in the text; what cannot be read is left out, as Go does: bundles hold headings,
+ * and a certificate that one library cannot read must not hide those behind it. */
 static int add_anchors(SSL_CTX *c, const char *pem, struct err *err)
 {
-    static const char what[] = "the CA certificates";
-    BIO *bio = NULL;
-    int n = 0, r = bundle_open(pem, what, &bio, err);
-    X509 *cert;
-    while (r == 0 && n < CERTS_MAX &&
-           (cert = PEM_read_bio_X509(bio, NULL, no_passphrase, NULL)) != NULL) {
-        n++;
-        if (X509_STORE_add_cert(SSL_CTX_get_cert_store(c), cert) != 1)
-            r = tls_err(err, -EINVAL, what);
-        X509_free(cert);
+    static const char what[] = "the CA certificates", begin[] = "-----BEGIN CERTIFICATE-----";
+    size_t len = pem ? strlen(pem) : 0;
+    int blocks = 0, n = 0;
+    if (len > TLS_BUNDLE_MAX)
+        return err_set(err, -EINVAL, "%s: %zu bytes of PEM; allowed are 1 to %u", what, len,
+                       TLS_BUNDLE_MAX);
+    for (const char *at = pem; at && (at = strstr(at, begin)); at += sizeof(begin) - 1) {
+        if (at > pem && at[-1] != '\n')
+            continue;
+        if (++blocks > CERTS_MAX)
+            return err_set(err, -EINVAL, "%s: more than %d of them", what, CERTS_MAX);
+        n += add_anchor(c, at, len - (size_t)(at - pem));
     }
-    BIO_free(bio);
-    ERR_clear_error(); /* the end of the bundle is an error there */
-    if (r == 0 && n == 0)
-        r = err_set(err, -EINVAL, "%s: no PEM certificate is in there", what);
-    return r;
+    ERR_clear_error(); /* of those left out */
+    return n > 0 ? 0 : err_set(err, -EINVAL, "%s: no PEM certificate is in there", what);
 }
 
 static int set_verify(SSL_CTX *c, const struct tls_plain_config *config, struct err *err)

@@ -1,14 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * usage: plain_judge CA CERT KEY NAME
+ * usage: plain_judge CA NAME CERT...
  *
- * A handshake of plain mode over a socket pair, for tests that compare its verdict with Go's: one
- * end presents CERT, the other believes CA alone. NAME: whom the verifying client expects; empty:
- * the verifier is the server. Exit status 0: taken; 1: refused, with the reason on stderr.
+ * A handshake of plain mode over a socket pair for each CERT (its key: the same name, .key), for
+ * tests that compare the verdicts with Go's: one end presents it, the other believes CA alone. NAME:
+ * whom the verifying client expects; empty: the verifier is the server. A line for each: "taken",
+ * or "refused: " and why.
  */
 #include <fcntl.h>
 #include <stdio.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
 #include "base/fs.h"
 #include "base/str.h"
@@ -22,9 +24,6 @@ struct end {
     int result;
 };
 
-static char *texts[8]; /* to free at the end */
-static size_t n_texts;
-
 static char *slurp(const char *path)
 {
     struct err err = ERR_INIT;
@@ -33,7 +32,6 @@ static char *slurp(const char *path)
         fprintf(stderr, "%s\n", err_text(&err));
         exit(2);
     }
-    texts[n_texts++] = text;
     return text;
 }
 
@@ -64,44 +62,53 @@ static void step(struct end *e)
         e->result = n == 1 ? 1 : -1;
 }
 
-static int judge(struct end *verifier, struct end *other)
+static void judge(struct end *verifier, struct end *other)
 {
     struct err err = ERR_INIT;
     for (int i = 0; i < ROUNDS && verifier->result == 0; i++) {
         step(other);
         step(verifier);
     }
-    if (verifier->result == 1)
-        return 0;
-    tls_plain_failure(verifier->ssl, "refused", &err);
-    fprintf(stderr, "%s\n", err_text(&err));
-    return 1;
+    if (verifier->result != 1)
+        tls_plain_failure(verifier->ssl, "refused", &err);
+    puts(verifier->result == 1 ? "taken" : err_text(&err));
+}
+
+static void judge_file(const struct tls_plain_config *verifies, const char *name, const char *file)
+{
+    struct end verifier = {0}, other = {0};
+    int fds[2];
+    size_t stem = strlen(file) - strlen(".crt");
+    _cleanup_free_ char *key_file = str_asprintf("%.*s.key", (int)stem, file);
+    _cleanup_free_ char *cert = slurp(file);
+    _cleanup_free_ char *key = slurp(key_file);
+    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, fds) < 0)
+        exit(2);
+    struct tls_plain_config presents = {.server = name != NULL, .cert_pem = cert, .key_pem = key};
+    end_init(&verifier, verifies, name, fds[0]);
+    end_init(&other, &presents, NULL, fds[1]);
+    judge(&verifier, &other);
+    end_done(&verifier);
+    end_done(&other);
+    close(fds[0]);
+    close(fds[1]);
 }
 
 int main(int argc, char **argv)
 {
     struct err err = ERR_INIT;
     struct tls_identity *id = NULL;
-    char *key = NULL, *cert = NULL;
-    int fds[2];
-    if (argc != 5 || socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, fds) < 0 ||
-        tls_identity_new("verifier", &id, &err) < 0 || tls_identity_pem(id, &key, &cert, &err) < 0)
+    _cleanup_free_ char *key = NULL;
+    _cleanup_free_ char *cert = NULL;
+    if (argc < 4 || tls_identity_new("verifier", &id, &err) < 0 ||
+        tls_identity_pem(id, &key, &cert, &err) < 0)
         return 2;
-    const char *name = *argv[4] ? argv[4] : NULL;
-    struct tls_plain_config presents = {
-        .server = name != NULL, .cert_pem = slurp(argv[2]), .key_pem = slurp(argv[3])};
+    _cleanup_free_ char *ca = slurp(argv[1]);
+    const char *name = *argv[2] ? argv[2] : NULL;
     struct tls_plain_config verifies = {
-        .server = !name, .cert_pem = cert, .key_pem = key, .ca_pem = slurp(argv[1])};
-    struct end verifier = {0}, other = {0};
-    end_init(&verifier, &verifies, name, fds[0]);
-    end_init(&other, &presents, NULL, fds[1]);
-    int status = judge(&verifier, &other);
-    end_done(&verifier);
-    end_done(&other);
+        .server = !name, .cert_pem = cert, .key_pem = key, .ca_pem = ca};
+    for (int i = 3; i < argc; i++)
+        judge_file(&verifies, name, argv[i]);
     tls_identity_free(id);
-    free(key);
-    free(cert);
-    while (n_texts > 0)
-        free(texts[--n_texts]);
-    return status;
+    return 0;
 }

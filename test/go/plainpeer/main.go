@@ -7,8 +7,8 @@
 //	plainpeer forwarder [flags]   in the pod VM: ends TLS, one agent connection, dialled once
 //	plainpeer adaptor [flags]     on the worker: a unix socket for the shim, TLS to a forwarder
 //	plainpeer certs DIR           certificates, good ones and bad ones
-//	plainpeer verify CA CERT NAME what Go's verifier says: of a server of that name, or, when NAME
-//	                              is empty, of a client
+//	plainpeer verify CA NAME CERT... what Go's verifier says, a line for each: of a server of that
+//	                              name, or, when NAME is empty, of a client
 package main
 
 import (
@@ -278,7 +278,7 @@ func main() {
 	case "certs":
 		certs(os.Args[2])
 	case "verify":
-		verify(os.Args[2], os.Args[3], os.Args[4])
+		verify(os.Args[2], os.Args[3], os.Args[4:])
 	default:
 		os.Exit(2)
 	}
