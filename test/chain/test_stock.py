@@ -529,6 +529,33 @@ def test_both_modes_on_one_port(stock_node, certs, run, short_dir):
     node.wait_gone()
 
 
+def test_a_native_daemon_refuses_a_stock_forwarder(stock_node, certs):
+    """No ALPN, no tunnel; the pod's events say which option is for such images."""
+    node = stock_node(custom(certs, "server"), cls=NativeNode)
+    node.create()
+    answer = node.start_vm(timeout=30)
+    assert answer.code != ttrpc.OK and "-forwarder-compat upstream" in answer.text, answer
+    assert "did not agree on peerpod-tunnel/1" in node.log()
+    assert "tls: " in node.vm_log(), "the other end says that it was left"
+    node.wait_gone()
+
+
+def test_a_native_forwarder_refuses_a_stock_adaptor(stock_node, certs, run, short_dir):
+    node = stock_node(forwarder='"$0.real"', cls=NativeNode)
+    path = node.run_pod()
+    beside = short_dir / "beside.sock"
+    address = node.record()["addresses"][0]
+    program = run(PEER, "adaptor", "-socket", beside, "-address", f"{address}:15150", "-tls-skip-verify",
+                  "-cert-file", certs / "client.crt", "-cert-key", certs / "client.key")
+    wait_for(lambda: "did not agree on peerpod-tunnel/1: a stock adaptor calls" in node.vm_log())
+    if "connected as" in wait_for(program.log):  # TLS 1.3 lets a client believe so
+        with Client(beside) as shim:
+            assert shim.call(HEALTH, "Check", b"").code != ttrpc.OK
+    check_calls(path)
+    node.stop_vm()
+    node.wait_gone()
+
+
 # -- the command line --
 
 @pytest.mark.parametrize("flags, words", [
