@@ -83,6 +83,12 @@ static int meter_delete(struct provider *p, struct job *job, const struct instan
     return count(m, PROVIDER_DELETE, began, m->inner->type->delete (m->inner, job, instance, err));
 }
 
+static int64_t meter_settle(struct provider *p)
+{
+    const struct meter *m = meter_of(p);
+    return m->inner->type->settle_ms(m->inner);
+}
+
 struct provider *meter_new(struct provider *inner, struct metrics *metrics)
 {
     struct meter *m = xcalloc(1, sizeof(*m));
@@ -97,6 +103,7 @@ struct provider *meter_new(struct provider *inner, struct metrics *metrics)
     m->type.list = meter_list;
     m->type.wait_addresses = meter_wait;
     m->type.delete = meter_delete;
+    m->type.settle_ms = inner->type->settle_ms ? meter_settle : NULL;
     m->base.type = &m->type;
     return &m->base;
 }

@@ -537,6 +537,7 @@ int sandbox_recover(struct adaptor *a, const char *name, struct err *err)
     }
     struct sandbox *sb = sandbox_new(a, TAKE_FD(dir));
     sb->record = record;
+    sb->create_unsure = record.started_ms && !*record.instance.id;
     r = socket_path(a, record.id, sb->socket_path, sizeof(sb->socket_path), err);
     if (r < 0) {
         sandbox_free(sb);

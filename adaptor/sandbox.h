@@ -53,6 +53,7 @@ struct sandbox {
     char waits_for[JOB_WORDS_MAX]; /* of the job, as control.c last asked it */
     const char *step;              /* of STARTING, for people: "waiting for the forwarder" */
     struct start_clock start_clock;
+    bool create_unsure; /* our predecessor's call may still be under way at the provider */
     unsigned delete_tries;
     int64_t start_began_ms, start_deadline_ms; /* monotonic */
 };

@@ -9,33 +9,57 @@
  * delete is never forgotten: the record says DELETING, and a new daemon goes on with it.
  *
  * An instance whose id is not known (we died, or failed, between the call and its answer) is looked
- * up by our tag first.
+ * up by our tag first. Where it was our predecessor's call, the provider may still be at it: that there
+ * is nothing is believed only after the provider's settle_ms, else a StopVM right after a death would
+ * leave a VM that nobody knows.
  */
 #include <errno.h>
 
 #include "adaptor/podnet.h"
 #include "adaptor/sandbox.h"
+#include "base/clock.h"
 #include "base/log.h"
 
 #define DELETE_RETRY_MIN_MS 1000
 #define DELETE_RETRY_MAX_MS 60000
+#define FIND_EVERY_MS 1000
 
 struct delete_job {
     struct adaptor *adaptor; /* loop only */
     char token[RECORD_TOKEN_LEN + 1];
     struct provider *provider;
     struct instance instance;
+    bool unsure;       /* sandbox.create_unsure */
     uint32_t vxlan_id; /* 0: there is no network of it */
     char netns[sizeof(((struct record *)0)->netns)], pod_interface[IFNAMSIZ];
     int result;
     struct err err;
 };
 
+static int find_instance(struct job *job, struct delete_job *j)
+{
+    const struct provider_type *type = j->provider->type;
+    int64_t settle = j->unsure && type->settle_ms ? type->settle_ms(j->provider) : 0;
+    int64_t end = clock_mono_ms() + settle;
+    int r;
+    for (;;) {
+        r = type->find(j->provider, job, j->instance.sandbox, &j->instance, &j->err);
+        if (r != -ENOENT || clock_mono_ms() >= end)
+            return r;
+        err_clear(&j->err);
+        job_say(job, "what a daemon that died may have asked the provider for");
+        r = job_sleep(job, FIND_EVERY_MS);
+        job_say(job, NULL);
+        if (r < 0)
+            return err_errno(&j->err, r, "waiting for what our predecessor may have made");
+    }
+}
+
 static int delete_instance(struct job *job, struct delete_job *j)
 {
     const struct provider_type *type = j->provider->type;
     if (!*j->instance.id) {
-        int r = type->find(j->provider, job, j->instance.sandbox, &j->instance, &j->err);
+        int r = find_instance(job, j);
         if (r == -ENOENT)
             return 0; /* nothing was made */
         if (r < 0)
@@ -121,6 +145,7 @@ static void delete_begin(struct sandbox *sb)
     j->provider = sb->adaptor->provider;
     memcpy(j->token, sb->record.token, sizeof(j->token));
     j->instance = sb->record.instance;
+    j->unsure = sb->create_unsure;
     if (*sb->record.pod_interface && str_eq(sb->record.boot, sb->adaptor->boot))
         j->vxlan_id = sb->record.vxlan_id;
     memcpy(j->netns, sb->record.netns, sizeof(j->netns));

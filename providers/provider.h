@@ -111,6 +111,9 @@ struct provider_type {
                           struct err *err);
     int (*delete)(struct provider *p, struct job *job, const struct instance *instance,
                   struct err *err);
+    /* For how long find may miss what a create has made whose caller died before the answer came: the
+     * call may still be under way. NULL: not at all. */
+    int64_t (*settle_ms)(struct provider *p);
 };
 
 struct provider {

@@ -220,6 +220,11 @@ static int aws_wait_addresses(struct provider *p, struct job *job, struct instan
     return 0;
 }
 
+static int64_t aws_settle_ms(struct provider *p)
+{
+    return aws_of(p)->config->settle_ns / 1000000;
+}
+
 const struct provider_type aws_provider_type = {
     .name = "aws",
     .summary = "Amazon EC2: confidential VMs (AMD SEV-SNP) or ordinary ones",
@@ -235,4 +240,5 @@ const struct provider_type aws_provider_type = {
     .list = aws_list,
     .wait_addresses = aws_wait_addresses,
     .delete = aws_delete,
+    .settle_ms = aws_settle_ms,
 };

@@ -6,6 +6,8 @@ the connection that asked, AWS has made exactly one instance, and StopVM leaves 
 With the caller gone as well (the shim died with the daemon), none is left at once."""
 import os
 import signal
+import threading
+import time
 
 import pytest
 import ttrpc
@@ -139,6 +141,33 @@ def test_killed_at_each_exchange_of_a_start_with_its_caller(node, phase):
             node.stop_vm(sandbox)
         wait_for(lambda s=sandbox: node.gone(s), 20)
         assert len(made(node, sandbox)) <= 1
+    node.cloud.world.nothing_left()
+
+
+@pytest.mark.every_provider
+def test_a_stop_overtakes_the_create_of_a_dead_daemon(node):
+    """AWS is still at RunInstances when the next daemon has answered StopVM and looks for an instance."""
+    answered = threading.Event()
+
+    def late(exchange):
+        if exchange.action == "RunInstances":
+            os.kill(node.daemon_pid(), signal.SIGKILL)
+            assert answered.wait(20)
+            time.sleep(0.5)
+
+    node.cloud.world.proxy.rules.append(late)
+    with Client(node.socket, timeout=60) as client:
+        begin(node, "late", client, lambda: None)
+        old = node.daemon_pid()
+        wait_for(lambda: node.daemon_pid() not in (0, old) and node.serves())
+        node.cloud.world.proxy.rules.remove(late)
+        asked = len(node.cloud.world.proxy.of("DescribeInstances"))
+        assert node.stop_vm("late").code == ttrpc.OK
+    wait_for(lambda: len(node.cloud.world.proxy.of("DescribeInstances")) > asked)
+    answered.set()
+    wait_for(lambda: not node.sandboxes(), 20)
+    wait_for(lambda: made(node, "late"))
+    assert not node.instances(), "an instance that nobody knows"
     node.cloud.world.nothing_left()
 
 
