@@ -9,6 +9,7 @@ BENCH_RUNS ?= 9
 BENCH_MTU ?= 1500
 SCALE_PODS ?= 1000
 SCALE_IDLE ?= 30
+STORM_SECONDS ?= 60
 PROVIDER ?= local
 PREFIX ?= /usr/local
 DESTDIR ?=
@@ -92,6 +93,13 @@ hours: ## connections of Go's and Rust's ttrpc libraries that last HOURS_SECONDS
 	@echo '{"name": "hours", "pass": false}' >build/hours.json
 	@HOURS_SECONDS=$(HOURS_SECONDS) HOURS_RESULT=build/hours.json PEERPOD_BIN=$(CURDIR)/build/bin PEERPOD_SOURCE=. \
 		test/pytest_run.py --isolated test/chain/hours_test.py >&2; status=$$?; cat build/hours.json; exit $$status
+
+chain-aws: ## every test of restarts, ends, take-over and leaks on AWS's double (root, minutes; STORM_SECONDS=60)
+	@scripts/setup >&2
+	@scripts/build dev >&2
+	@for part in recovery reconcile lifecycle ends takeover storm network; do \
+		EVERY_TEST=1 STORM_SECONDS=$(STORM_SECONDS) PEERPOD_PROVIDER=aws PEERPOD_BIN=build/bin PEERPOD_SOURCE=. \
+			test/pytest_run.py --isolated test/chain/test_$$part.py || exit 1; done
 
 fuzz: ## libFuzzer on every target (FUZZ_TIME=60 seconds each); the last line is JSON
 	@scripts/setup >&2

@@ -2,8 +2,10 @@
 """The clouds that a Node may be in: what differs between providers for the tests of the whole chain. A
 cloud outlives the node's programs, as clouds do: one for each directory, until the test ends.
 
-PEERPOD_PROVIDER chooses; the tests marked `every_provider` hold in all of them."""
+PEERPOD_PROVIDER chooses; the tests hold in all of them, but for those marked `local_only`. Those marked
+`every_provider` are run in all of them always, the others with EVERY_TEST=1 (`make chain-aws`)."""
 import pathlib
+import re
 import shutil
 import sys
 import time
@@ -70,12 +72,15 @@ class Aws:
         cloud_boot.make_node_network(ec2_cloud.NODE_ADDRESS)
         self.boot = cloud_boot.CloudBoot(ec2_cloud.Ec2Cloud(self.world), directory / "vms",
                                          self.vm_logs)
+        self.guest_dir = self.boot.guest_dir
         self.be_good()
         self.world.proxy.rules.append(self.rule)
 
     def be_good(self):
         self.fail_deletes, self.delete_delay, self.fail_create = 0, 0.0, ""
+        self.fail_list = self.fail_addresses = False
         self.boot.agent, self.boot.fault, self.boot.boot_delay_ms = "", "", 0
+        self.boot.guest_dir = self.guest_dir
 
     def rule(self, exchange):
         import world
@@ -84,6 +89,12 @@ class Aws:
                 self.fail_deletes -= 1
                 return world.error("UnsupportedOperation", "told to fail")
             time.sleep(self.delete_delay)
+        if exchange.action == "DescribeInstances" and self.fail_list and \
+                "tag:peerpod-node" in exchange.form.values():
+            return world.error("InvalidParameterValue", "told to fail")
+        if exchange.action in ("RunInstances", "DescribeInstances") and self.fail_addresses:
+            status, answer = self.world.proxy.forward(exchange)
+            return status, re.sub(rb"<privateIpAddress>[^<]*</privateIpAddress>", b"", answer)
         if exchange.action == "RunInstances" and self.fail_create:
             if self.fail_create == "after":
                 self.world.proxy.forward(exchange)
@@ -98,18 +109,22 @@ class Aws:
                "-fail-deletes": lambda v: setattr(self, "fail_deletes", int(v)),
                "-fail-create": lambda v: setattr(self, "fail_create", v),
                "-guest-fault": lambda v: setattr(self.boot, "fault", v),
-               "-local-agent": lambda v: setattr(self.boot, "agent", v)}
+               "-local-agent": lambda v: setattr(self.boot, "agent", v),
+               "-local-guest-dir": lambda v: setattr(self.boot, "guest_dir", pathlib.Path(v).resolve())}
+        switches = {"-fail-list": "fail_list", "-fail-addresses": "fail_addresses"}
         left, words = [], iter(flags)
         self.be_good()
         for word in words:
             if word in own:
                 own[word](next(words))
+            elif word in switches:
+                setattr(self, switches[word], True)
             else:
                 left.append(word)
         return left
 
     def environment(self):
-        return self.world.environment()
+        return self.world.environment(AWS_SETTLE_TIME="3s")  # calls take long on a busy machine
 
     def instances(self):
         return sorted(i["InstanceId"] for i in self.world.instances())
@@ -130,8 +145,11 @@ class Aws:
         self.world.ec2.terminate_instances(InstanceIds=self.instances())
 
     def stop(self):
+        """Where no instance is left, nothing of one is: volumes, interfaces, addresses."""
         try:
             self.boot.stop()
+            if not self.instances():
+                self.world.nothing_left()
         finally:
             self.world.stop()
 

@@ -29,16 +29,19 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "every_provider: also run with PEERPOD_PROVIDER set")
+    config.addinivalue_line("markers", "local_only: not with EVERY_TEST=1 either")
 
 
 def pytest_collection_modifyitems(config, items):
     """With --socket only the cases that suit any server are left, with another provider than local those
-    that hold with every one."""
+    that are marked; with EVERY_TEST=1 all that hold with every one."""
     others = []
     if config.getoption("--socket"):
         others = [i for i in items if "any_server" not in i.fixturenames]
     elif os.environ.get("PEERPOD_PROVIDER", "local") != "local":
-        others = [i for i in items if not i.get_closest_marker("every_provider")]
+        whole = os.environ.get("EVERY_TEST") == "1"
+        others = [i for i in items if (i.get_closest_marker("local_only") if whole else
+                                       not i.get_closest_marker("every_provider"))]
     if others:
         config.hook.pytest_deselected(items=others)
         items[:] = [i for i in items if i not in others]

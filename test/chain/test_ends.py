@@ -105,7 +105,8 @@ ask("StopVM", name, False)
 
 
 @pytest.mark.parametrize("daemon", ["lives", "dies"])
-@pytest.mark.parametrize("state", ["creating", "created", "starting", "running", "stopping"])
+@pytest.mark.parametrize("state", ["creating", "created", pytest.param(
+    "starting", marks=pytest.mark.every_provider), "running", "stopping"])
 def test_the_shim_is_killed(node_with, state, daemon):
     """By SIGKILL, in each state; alone, or together with the daemon."""
     slow = ("-boot-delay", "30s") if state == "starting" else ("-delete-delay", "300ms")
@@ -231,7 +232,9 @@ class Lives:
         assert not self.errors, self.errors
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("fault", [pytest.param(f, marks=pytest.mark.every_provider)
+                                   if f in ("create fails after", "two deletes fail") else f
+                                   for f in FAULTS])
 def test_whatever_fails_and_whoever_dies(node_with, fault):
     print("SEED", SEED)
     graces = ("-grace-shim-gone", "1s", "-grace-unstarted", "30s")

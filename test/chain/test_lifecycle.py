@@ -274,7 +274,7 @@ def test_a_vm_that_cannot_be_reached_is_given_up(node_with):
     with Client(path, timeout=40) as agent:
         assert agent.call(HEALTH, "Check", b"").code == ttrpc.OK
         link = next(w["ifname"] for w in json.loads(subprocess.check_output(
-            ["ip", "-j", "link", "show", "type", "veth"])))
+            ["ip", "-j", "link", "show", "type", "veth"])) if w["ifname"].startswith("ppl"))
         subprocess.run(["ip", "link", "set", link, "down"], check=True)
         agent.start(HEALTH, "Check", b"")
         began = time.monotonic()

@@ -248,6 +248,7 @@ def kill_forwarder(node, said):
     wait_for(lambda: node.vm_log().count(said) > before)
 
 
+@pytest.mark.every_provider
 def test_outside_by_the_vms_second_interface(node_factory, world, run):
     node = node_factory(*EXTERNAL)
     address, podns = begin(node)

@@ -194,6 +194,7 @@ def slow(node_with, short_dir):
     return node, stop, stopped
 
 
+@pytest.mark.local_only
 def test_a_slow_provider_does_not_delay_the_restart(slow):
     """A daemon that ends serves no tunnel; a shim waits for 30 s at most."""
     node, stop, stopped = slow
@@ -218,6 +219,7 @@ def test_a_slow_provider_does_not_delay_the_restart(slow):
     wait_for(lambda: not node.sandboxes() and not node.instances(), 30)
 
 
+@pytest.mark.local_only
 @pytest.mark.parametrize("made_for", [0, 0.003, 0.03])
 def test_a_vm_that_was_half_made_is_made(slow, made_for):
     """The daemon and its helper die in the middle; StartVM is answered all the same."""

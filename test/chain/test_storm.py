@@ -131,6 +131,7 @@ def settled(node):
     return not node.sandboxes() and not node.instances()
 
 
+@pytest.mark.every_provider
 def test_kills_in_a_storm(node):
     node.run_pod(), node.stop_vm(), node.wait_gone()
     before, held = node.world(), store_descriptors(node)

@@ -21,6 +21,7 @@ __all__ = ["fleet", "fleet_with"]
 HASTY = BIN / "cloud-api-adaptor-hasty"  # a quarter of the patience
 
 
+@pytest.mark.every_provider
 def test_the_new_one_goes_on(fleet):
     old = fleet.add(wait=True)
     with Client(old.run_pod(), timeout=30) as agent:
@@ -40,6 +41,7 @@ def test_the_new_one_goes_on(fleet):
     new.wait_gone()
 
 
+@pytest.mark.every_provider
 def test_there_and_back_again(fleet):
     last = fleet.add(wait=True)
     with Client(last.run_pod(), timeout=30) as agent:
@@ -51,6 +53,7 @@ def test_there_and_back_again(fleet):
             assert generation(last) == i + 2
 
 
+@pytest.mark.every_provider
 def test_calls_in_flight_are_answered_where_they_were_made(fleet_with):
     fleet = fleet_with("-boot-delay", "1s")
     old = fleet.add(wait=True)
@@ -252,6 +255,7 @@ def test_a_successor_that_dies_changes_nothing(fleet, step):
         echo(agent, b"z")
 
 
+@pytest.mark.every_provider
 def test_a_successor_that_has_written_is_survived_as_a_crash(fleet):
     old = fleet.add(wait=True)
     with Client(old.run_pod(), timeout=30) as agent:
