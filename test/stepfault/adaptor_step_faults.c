@@ -6,7 +6,8 @@
  * second fault strikes while the first is cleaned up after, in the daemon's recovery above all. The
  * same for a restart with the pod running, for a second daemon that takes the running pod over (the
  * steps of both count), for peerpodctl's questions on the control socket, and for its `orphans
- * -delete` of a VM that no sandbox knows.
+ * -delete` of a VM that no sandbox knows; and for a pod whose provider is in trouble, in each way
+ * that `local` can simulate.
  *
  * A pod that ran before survives every one of them: its agent answers on the shim's connection. After
  * each the caller does what a shim does, StopVM until it is answered, or an operator, `orphans -delete`
@@ -16,8 +17,8 @@
  * The steps are sampled so that the test takes a minute, others in each of CI's builds (PART of 4).
  * STEPFAULT_STRIDE=n tries each n-th, 1 all, of pairs each n-th second one behind each n-th first.
  *
- * usage: adaptor_step_faults [pod|restart|takeover|control|orphan [FAULTS [FIRST]]], FAULTS as in the
- * table
+ * usage: adaptor_step_faults [pod|restart|takeover|control|orphan|trouble [FAULTS [FIRST]]], FAULTS as
+ * in the table
  */
 #include <dirent.h>
 #include <errno.h>
@@ -56,8 +57,27 @@ static char bin[PATH_MAX], state[PATH_MAX], path_socket[PATH_MAX], path_control[
     node_log[PATH_MAX];
 static const char *const watched[] = {pods, cloud, NULL};
 
+/* What the local provider can be told to do wrong. */
+static const struct trouble {
+    const char *word;
+    const char *flags[5];
+    bool lasts; /* nothing is deleted before it is over */
+} troubles[] = {
+    {"create fails before", {"-fail-create", "before"}, false},
+    {"create fails after", {"-fail-create", "after"}, false},
+    {"no addresses", {"-fail-addresses", "-start-timeout", "1s"}, false},
+    {"no list", {"-fail-list"}, true},
+    {"a delete fails", {"-fail-deletes", "1"}, false},
+    {"slow delete", {"-delete-delay", "300ms"}, false},
+    {"slow boot", {"-boot-delay", "300ms"}, false},
+    {"does not boot", {"-guest-fault", "no-boot", "-start-timeout", "1s"}, false},
+    {"no forwarder", {"-guest-fault", "no-forwarder", "-start-timeout", "1s"}, false},
+    {"no TLS", {"-guest-fault", "no-tls", "-start-timeout", "1s"}, false},
+};
+
 struct subject {
     pid_t keeper;
+    const struct trouble *trouble; /* of operation "trouble" */
     bool killing;
     pthread_mutex_t mutex;
     struct ttrpc_client *client; /* lock: mutex */
@@ -417,13 +437,14 @@ static char *snapshot(void *arg)
     return world_snapshot_of(s->killing ? 0 : daemon_pid(), watched);
 }
 
-static pid_t start_node(void)
+/* trouble: NULL: none. */
+static pid_t start_node(const struct trouble *trouble)
 {
     char program[PATH_MAX], keeper[PATH_MAX];
 
     (void)str_format(program, sizeof(program), "%s/stepfault/cloud-api-adaptor", bin);
     (void)str_format(keeper, sizeof(keeper), "%s/peerpod-keeper", bin);
-    const char *const argv[] = {"peerpod-keeper",
+    const char *argv[] = {"peerpod-keeper",
                                 "-restart-max",
                                 "100ms",
                                 "--",
@@ -445,7 +466,13 @@ static pid_t start_node(void)
                                 "worker",
                                 "-proxy-timeout",
                                 "10s",
+                                NULL,
+                                NULL,
+                                NULL,
+                                NULL,
                                 NULL};
+    for (size_t i = 0, at = strv_len((char *const *)(uintptr_t)argv); trouble && trouble->flags[i];)
+        argv[at++] = trouble->flags[i++];
     pid_t pid = fork();
     if (pid == 0) {
         int fd = open(node_log, O_WRONLY | O_CREAT | O_APPEND, 0600);
@@ -464,7 +491,7 @@ static int takeover(void *arg, struct err *err)
 
     if (r < 0)
         return r;
-    pid_t keepers[] = {s->keeper, start_node()}, ended = 0;
+    pid_t keepers[] = {s->keeper, start_node(NULL)}, ended = 0;
     for (int64_t until = clock_mono_ms() + 30000; clock_mono_ms() < until; usleep(20000)) {
         struct err e = ERR_INIT;
         pid_t pid = waitpid(-1, NULL, WNOHANG);
@@ -476,6 +503,50 @@ static int takeover(void *arg, struct err *err)
             return still_runs(s, 0, NULL);
     }
     return still_runs(s, err_set(err, -ETIMEDOUT, "two daemons do not become one"), err);
+}
+
+/* Keeper and daemon die, others begin. */
+static int change_node(struct subject *s, const struct trouble *trouble, struct err *err)
+{
+    pid_t daemon;
+
+    kill(s->keeper, SIGKILL);
+    waitpid(s->keeper, NULL, 0);
+    while ((daemon = daemon_pid()) > 0) {
+        kill(daemon, SIGKILL);
+        waitpid(daemon, NULL, 0);
+    }
+    s->keeper = start_node(trouble);
+    for (int64_t until = clock_mono_ms() + 20000; clock_mono_ms() < until; usleep(10000)) {
+        struct err e = ERR_INIT;
+        if (status(s, &e) == 0)
+            return 0;
+    }
+    return err_set(err, -ETIMEDOUT, "the daemon does not come up");
+}
+
+/* A pod whose provider is in trouble; that its StartVM fails is as it should be. */
+static int troubled_pod(void *arg, struct err *err)
+{
+    struct subject *s = arg;
+    struct err ignored = ERR_INIT;
+    unsigned mode = hold_faults();
+    int r = change_node(s, s->trouble, err);
+
+    let_faults(mode);
+    if (r == 0)
+        r = create_vm(s, err);
+    if (r == 0)
+        (void)start_vm(s, &ignored);
+    return r < 0 ? r : stop_vm(s, err);
+}
+
+static int recover_troubled(void *arg, int result, struct err *err)
+{
+    struct subject *s = arg;
+    int r = recover(s, result, err);
+
+    return r == 0 && s->trouble->lasts ? change_node(s, NULL, err) : r;
 }
 
 static void bind_control(const char *block, const char *program)
@@ -557,7 +628,7 @@ static void setup(struct subject *s)
     bind_control(block, "peerpod-local-vm");
     if (make_netns(&err) < 0 || open_provider(s, &err) < 0)
         die(err.text);
-    s->keeper = start_node();
+    s->keeper = start_node(NULL);
     for (int i = 0; access(path_socket, F_OK) < 0; i++) {
         if (i > 500)
             die("the daemon does not open its socket");
@@ -576,7 +647,8 @@ static const struct operation {
                   {"restart", restart, recover, true},
                   {"takeover", takeover, recover, true},
                   {"control", control, recover, false},
-                  {"orphan", orphan, recover_orphan, true}};
+                  {"orphan", orphan, recover_orphan, true},
+                  {"trouble", troubled_pod, recover_troubled, true}};
 
 static const struct faults {
     const char *word, *operation;
@@ -619,6 +691,9 @@ static const struct faults {
     {"cancel+fail", "orphan", STEPFAULT_CANCEL, STEPFAULT_FAIL, 1},
     {"kill+fail", "orphan", STEPFAULT_KILL, STEPFAULT_FAIL, 1},
     {"kill+kill", "orphan", STEPFAULT_KILL, STEPFAULT_KILL, 1},
+    {"fail", "trouble", STEPFAULT_FAIL, STEPFAULT_OFF, 1},
+    {"cancel", "trouble", STEPFAULT_CANCEL, STEPFAULT_OFF, 1},
+    {"kill", "trouble", STEPFAULT_KILL, STEPFAULT_OFF, 1},
 };
 
 static bool is_empty(const char *path)
@@ -644,7 +719,6 @@ static void wait_deleted(void)
             die("the counting pod is not deleted");
         usleep(20000);
     }
-    sleep(1); /* threads and processes that end */
 }
 
 /* What a kind of faults does not look at (descriptors, where the daemon is killed) is still to be
@@ -677,6 +751,8 @@ static unsigned count_steps(struct subject *s, const struct operation *o)
     if (o->recover(s, 0, &err) < 0)
         die(err.text);
     wait_deleted();
+    if (!o->dies)
+        sleep(1); /* threads and processes that end */
     return n;
 }
 
@@ -716,7 +792,8 @@ static unsigned run(struct subject *s, const struct operation *o, const struct f
     s->killing = false;
     wait_still(s);
     s->killing = f->mode == STEPFAULT_KILL || f->pair == STEPFAULT_KILL || o->dies;
-    (void)snprintf(name, sizeof(name), "daemon's %s, %s", o->word, f->word);
+    (void)snprintf(name, sizeof(name), "daemon's %s%s%s, %s", o->word, s->trouble ? ": " : "",
+                   s->trouble ? s->trouble->word : "", f->word);
     return stepfault_run(&c, s);
 }
 
@@ -728,6 +805,21 @@ static unsigned run_all(struct subject *s, const struct operation *o, const char
     for (size_t i = 0; i < ARRAY_SIZE(faults); i++)
         if (str_eq(faults[i].operation, o->word) && (!word || str_eq(word, faults[i].word)))
             wrong += run(s, o, &faults[i], steps, first);
+    return wrong;
+}
+
+/* Each trouble; sampled, each of CI's builds with another kind of fault. */
+static unsigned run_troubles(struct subject *s, const struct operation *o, const char *word,
+                             uint64_t first)
+{
+    static const char *const kinds[] = {"fail", "cancel", "kill"};
+    bool all = word || getenv("STEPFAULT_STRIDE");
+    unsigned wrong = 0;
+
+    for (size_t i = 0; i < ARRAY_SIZE(troubles); i++) {
+        s->trouble = &troubles[i];
+        wrong += run_all(s, o, all ? word : kinds[(i + PART) % ARRAY_SIZE(kinds)], first);
+    }
     return wrong;
 }
 
@@ -753,7 +845,8 @@ int main(int argc, char **argv)
         return 2;
     for (size_t i = 0; i < ARRAY_SIZE(operations); i++)
         if (argc < 2 || str_eq(argv[1], operations[i].word))
-            wrong += run_all(&s, &operations[i], argc < 3 ? NULL : argv[2], first);
+            wrong += (operations[i].run == troubled_pod ? run_troubles : run_all)(
+                &s, &operations[i], argc < 3 ? NULL : argv[2], first);
     if (wrong)
         print_log();
     kill(s.keeper, SIGKILL);
