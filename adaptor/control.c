@@ -143,7 +143,10 @@ static void orphans(struct rpc_call *call, void *owner)
         m->deleting = o->deleting;
         m->verdict = (char *)o->verdict;
     }
+    const char *trouble;
     response.orphans = list;
+    response.looked_unix_ms = reconcile_looked(a->reconcile, &trouble);
+    response.trouble = (char *)(uintptr_t)trouble;
     rpc_call_reply(call, &response.base);
     protobuf_c_message_free_unpacked(&request->base, NULL);
 }

@@ -15,7 +15,9 @@
  *
  * The same look sees to sandboxes whose network namespace is gone (watch.c), which needs no list.
  *
- * A list that fails changes nothing. Grace begins when this process first sees the orphan.
+ * A list that fails changes nothing, and is told to who asks. Grace begins when this process first
+ * sees the orphan, and is measured by a clock that nobody sets: a node that boots with a wrong time
+ * must not find that all graces are over.
  * Deletions go through the pool's own allowance and are tried again at the next look.
  */
 #include "adaptor/reconcile.h"
@@ -34,8 +36,10 @@ struct reconcile {
     struct job *job; /* the list in flight */
     struct orphan *orphans;
     unsigned n_orphans;
-    unsigned jobs; /* of ours in flight, whatever they do */
-    bool freed;    /* the last job's end frees */
+    int64_t looked_ms;  /* real time of the last list; 0: none yet */
+    struct err trouble; /* why a later one has failed */
+    unsigned jobs;      /* of ours in flight, whatever they do */
+    bool freed;         /* the last job's end frees */
 };
 
 /* -- the list -- */
@@ -167,6 +171,8 @@ static void delete_done(void *arg, bool ran)
         forget(j->r, o);
     } else if (o) {
         o->deleting = false;
+        snprintf(o->verdict, sizeof(o->verdict),
+                 "deleting it failed, tried again at the next look: %s", err_text(&j->err));
         log_error("deleting orphan %s (%s): %s; tried again at the next look", o->instance.name,
                   o->instance.id, err_text(&j->err));
     }
@@ -209,12 +215,18 @@ const struct orphan *reconcile_orphans(const struct reconcile *r)
     return r->orphans;
 }
 
+int64_t reconcile_looked(const struct reconcile *r, const char **ret_trouble)
+{
+    *ret_trouble = r->trouble.code ? r->trouble.text : "";
+    return r->looked_ms;
+}
+
 /* What is to be done about it; true: delete it now. */
 static bool judge(struct reconcile *r, struct orphan *o)
 {
     const struct adaptor_config *config = r->adaptor->config;
     int64_t grace = o->earlier_boot ? config->orphan_boot_grace_ns : config->orphan_grace_ns;
-    int64_t left = grace / 1000000 - (clock_real_ms() - o->first_seen_ms);
+    int64_t left = grace / 1000000 - (clock_mono_ms() - o->since_ms);
     const char *what = o->earlier_boot ? "made before the node was booted"
                                        : "of this boot, and no sandbox here knows it";
     if (str_empty(config->cluster_uid)) {
@@ -239,6 +251,7 @@ static void note_orphan(struct reconcile *r, const struct instance *instance)
             return;
         o = xcalloc(1, sizeof(*o));
         o->first_seen_ms = clock_real_ms();
+        o->since_ms = clock_mono_ms();
         o->next = r->orphans;
         r->orphans = o;
         r->n_orphans++;
@@ -301,10 +314,14 @@ static void list_done(void *arg, bool ran)
     struct reconcile *r = j->r;
     if (!r->freed) {
         r->job = NULL;
-        if (ran && j->result == 0)
+        if (ran && j->result == 0) {
             apply(r, j);
-        else if (ran)
+            r->looked_ms = clock_real_ms();
+            r->trouble = ERR_INIT;
+        } else if (ran) {
+            r->trouble = j->err;
             log_warn("reconciling with the provider: %s; trying again later", err_text(&j->err));
+        }
         uv_timer_start(&r->timer, look,
                        (uint64_t)(r->adaptor->config->reconcile_interval_ns / 1000000), 0);
     }

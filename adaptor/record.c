@@ -163,6 +163,8 @@ static int get_all(struct json_object *o, struct record *r, struct err *err)
     if (e == 0)
         e = get_text(o, "boot", r->boot, sizeof(r->boot), true, err);
     if (e == 0)
+        e = get_text(o, "node", r->node, sizeof(r->node), false, err);
+    if (e == 0)
         e = get_text(o, "token", r->token, sizeof(r->token), true, err);
     if (e == 0)
         e = get_text(o, "key", r->key, sizeof(r->key), true, err);
@@ -221,6 +223,7 @@ static void put_all(const struct record *r, struct json_object *o)
     json_add_string(o, "namespace", r->namespace);
     json_add_string(o, "netns", r->netns);
     json_add_string(o, "boot", r->boot);
+    json_add_string(o, "node", r->node);
     json_add_string(o, "state", sandbox_state_name(r->state));
     json_add_i64(o, "created_unix_ms", r->created_ms);
     json_add_i64(o, "started_unix_ms", r->started_ms);

@@ -20,7 +20,7 @@
 #define RECORD_MAJOR 1
 #endif
 #ifndef RECORD_MINOR
-#define RECORD_MINOR 0
+#define RECORD_MINOR 1 /* 1: node */
 #endif
 #define RECORD_NAME_MAX 253 /* pod and namespace names */
 #define RECORD_TOKEN_LEN 32
@@ -44,6 +44,7 @@ struct record {
     char pod[RECORD_NAME_MAX + 1], namespace[RECORD_NAME_MAX + 1];
     char netns[256];
     char boot[FS_BOOT_ID_LEN + 1];
+    char node[RECORD_NAME_MAX + 1]; /* whose boot that is; "": of a version that did not say */
     enum sandbox_state state;
     int64_t created_ms, started_ms; /* real time; 0: not yet */
     struct instance_spec spec;

@@ -304,6 +304,7 @@ static void record_begin(struct sandbox *sb, const struct podspec *spec)
     memcpy(r->netns, spec->netns, sizeof(r->netns));
     sb->netns_seen = access(r->netns, F_OK) == 0;
     memcpy(r->boot, sb->adaptor->boot, sizeof(r->boot));
+    (void)str_format(r->node, sizeof(r->node), "%s", sb->adaptor->config->node_name);
     memcpy(r->instance.sandbox, spec->id, sizeof(r->id));
     r->state = SANDBOX_CREATED;
     r->created_ms = clock_real_ms();
@@ -449,6 +450,13 @@ static int recover_live(struct sandbox *sb, struct err *err)
     return r;
 }
 
+/* A state directory that came here by mistake: what it names may run, and only its own node can tell
+ * whether that was booted since. */
+static bool is_anothers(const struct adaptor *a, const struct record *r)
+{
+    return !str_eq(r->boot, a->boot) && *r->node && !str_eq(r->node, a->config->node_name);
+}
+
 /* Negative: it is not to be given up (sandbox_is_trouble). */
 static int recover_record(struct sandbox *sb, struct err *err)
 {
@@ -528,6 +536,11 @@ int sandbox_recover(struct adaptor *a, const char *name, struct err *err)
     if (r == 0 && !str_eq(record.id, name)) {
         record_done(&record);
         r = err_set(&local, -EBADMSG, "its record is of sandbox %s", record.id);
+    }
+    if (r == 0 && is_anothers(a, &record)) {
+        r = err_set(&local, -EXDEV, "its record is of node %s, this is %s (instance %s)",
+                    record.node, a->config->node_name, record.instance.id);
+        record_done(&record);
     }
     if (r < 0) {
         log_entry(LOG_LEVEL_ERROR, name, "recover",

@@ -6,6 +6,7 @@
  */
 #include <errno.h>
 
+#include "base/clock.h"
 #include "base/json.h"
 #include "base/str.h"
 #include "control.pb-c.h"
@@ -75,11 +76,17 @@ static int ask(const struct config *c, const char *id, struct err *err)
     if (r < 0)
         return r;
     const Peerpod__OrphansResponse *s = (const Peerpod__OrphansResponse *)m;
-    if (str_eq(c->output, "json"))
+    if (!s->looked_unix_ms) /* which is not "none" */
+        r = err_set(err, -EAGAIN, "not known yet: the daemon has not read the provider's list%s%s",
+                    *s->trouble ? ": " : "", s->trouble);
+    else if (*s->trouble)
+        fprintf(stderr, "as of %lld s ago; since then the provider's list could not be read: %s\n",
+                (long long)(clock_real_ms() - s->looked_unix_ms) / 1000, s->trouble);
+    if (r == 0 && str_eq(c->output, "json"))
         show_json(s);
-    else
+    else if (r == 0)
         show_table(s);
-    if (id && c->delete &&s->deleting == 0)
+    if (r == 0 && id && c->delete &&s->deleting == 0)
         r = err_set(err, -ENOENT, "no orphan has the instance id %.200s", id);
     protobuf_c_message_free_unpacked(m, NULL);
     return r;

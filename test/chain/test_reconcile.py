@@ -25,6 +25,13 @@ def no_netns_left():
     # With the state went whoever would have taken the VXLAN links down: their ids are to be free again.
     for netns in os.listdir("/run/netns"):
         subprocess.run(["ip", "netns", "del", netns], check=False)
+    wait_for(vxlan_ids_are_free)  # a namespace ends behind its name
+
+
+def vxlan_ids_are_free():
+    batch = "".join(f"link add probe type vxlan id {555000 + n} dstport 4789\nlink del probe\n"
+                    for n in range(12))
+    return subprocess.run(["ip", "-batch", "-"], input=batch, text=True, capture_output=True).returncode == 0
 
 
 @pytest.fixture
@@ -32,9 +39,16 @@ def node_with(no_netns_left, node_with):  # its cleaning comes behind the node's
     return node_with
 
 
-def orphans(node, *more):
-    done = subprocess.run([BIN / "peerpodctl", "orphans", "-o", "json", "-control-socket",
+def ask_orphans(node, *more):
+    return subprocess.run([BIN / "peerpodctl", "orphans", "-o", "json", "-control-socket",
                            node.control, *more], capture_output=True, text=True, timeout=20)
+
+
+def orphans(node, *more):
+    """None: the daemon has not looked yet."""
+    done = ask_orphans(node, *more)
+    if "not known yet" in done.stderr:
+        return None
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -56,7 +70,7 @@ def lose_the_state(node, count, wrong=False):
         for n in range(count):
             place = node.pods / f"sandbox-{n}"
             record = json.loads((place / "sandbox.json").read_text())
-            record.update(id=f"another-{n}", instance_name=f"podvm-another-{n}", instance_id=f"local-{n}-{n:032x}",
+            record.update(id=f"another-{n}", instance_name=f"podvm-another-{n}", instance_id=f"local-{n + 1}-{n:032x}",
                           token=f"{n:032x}", key=f"{n:08x}", netns=f"/run/netns/another-{n}")
             (place / "sandbox.json").write_text(json.dumps(record))
             place.rename(node.pods / f"another-{n}")
@@ -68,19 +82,54 @@ def lose_the_state(node, count, wrong=False):
 @pytest.mark.parametrize("state", ["empty", "wrong"])
 def test_an_empty_or_wrong_state_directory_destroys_nothing(node_with, state):
     """Ten running VMs of this boot, and a daemon that knows none of them."""
-    first = node_with()
-    made = lose_the_state(first, 10, state == "wrong")
-    node = node_with(*QUICK, "-cluster-uid", "c1", "-orphan-boot-grace", "1ms")
+    made = lose_the_state(node_with("-cluster-uid", "c1"), 10, state == "wrong")
+
+    def check_left_alone(turn, words, *flags):
+        node = node_with(*QUICK, "-orphan-boot-grace", "1ms", *flags)
+        assert len(wait_for(lambda: orphans(node))) == 10
+        time.sleep(1.5)  # of looks
+        found = orphans(node)
+        assert len(found) == 10 and all(words in o["verdict"] for o in found), found
+        assert len(node.instances()) == made
+        told = node.log().count("peerpodctl orphans shows it")
+        assert told == 10 * turn, "the operator is told, by each daemon once"
+        return node
+
+    node = check_left_alone(1, "no sandbox here knows it; to be deleted in 863", "-cluster-uid", "c1")
     assert state == "empty" or "10 sandboxes found" in node.log()
+    check_left_alone(2, "left alone: without -cluster-uid", "-orphan-grace", "1ms")
+    node = node_with(*QUICK, "-orphan-boot-grace", "1ms", "-orphan-grace", "1ms", "-cluster-uid", "c2")
     time.sleep(1.5)
-    assert orphans(node) == [], "of no cluster, or of another: not even listed"
+    assert orphans(node) == [], "of another cluster: not even listed"
     assert len(node.instances()) == made
-    node = node_with(*QUICK, "-orphan-grace", "1ms", "-orphan-boot-grace", "1ms")
-    found = wait_for(lambda: orphans(node))
-    assert len(found) == 10 and all("left alone" in o["verdict"] for o in found)
-    time.sleep(2)
-    assert len(node.instances()) == made, "without a cluster uid nothing unknown is deleted"
-    assert "peerpodctl orphans" in node.log(), "the operator is told"
+
+
+def test_another_nodes_state_directory_ends_none_of_its_pods(node_with):
+    """Mounted here by mistake. Its records are of another boot, which is not an earlier one of ours."""
+    theirs = ("-cluster-uid", "c1", "-node-name", "a")
+    node = node_with(*theirs, env={"PEERPOD_BOOT_ID": OLD_BOOT})
+    node.run_pod()
+    record, made = (node.pods / SANDBOX / "sandbox.json").read_bytes(), len(node.instances())
+    kill_both(node)
+    ours = node_with(*QUICK, "-cluster-uid", "c1", "-node-name", "b", env={"PEERPOD_BOOT_ID": NEW_BOOT})
+    wait_for(lambda: orphans(ours) == [])
+    time.sleep(1)
+    assert (ours.pods / SANDBOX / "sandbox.json").read_bytes() == record
+    assert len(ours.instances()) == made
+    assert "its record is of node a, this is b" in ours.log(), "the operator is told"
+    node = node_with(*theirs, env={"PEERPOD_BOOT_ID": OLD_BOOT})
+    assert node.record()["state"] == "running"
+    assert node.stop_vm().code == ttrpc.OK
+    node.wait_gone()
+
+
+def test_a_list_that_fails_is_not_an_empty_one(node_with):
+    made = lose_the_state(node_with("-cluster-uid", "c1"), 1)
+    node = node_with(*QUICK, "-cluster-uid", "c1", "-fail-list")
+    wait_for(lambda: "-fail-list" in ask_orphans(node).stderr)
+    asked = ask_orphans(node, "-delete")
+    assert asked.returncode == 1 and "not known yet" in asked.stderr and not asked.stdout
+    assert len(node.instances()) == made
 
 
 def test_new_pods_start_beside_those_whose_state_was_lost(node_with):
@@ -102,13 +151,13 @@ def test_new_pods_start_beside_those_whose_state_was_lost(node_with):
 def test_the_operators_word(node_with):
     made = lose_the_state(node_with("-cluster-uid", "c1"), 3)
     node = node_with(*QUICK, "-cluster-uid", "c1")
-    found = wait_for(lambda: len(orphans(node)) == 3 and orphans(node))
+    found = wait_for(lambda: len(orphans(node) or ()) == 3 and orphans(node))
     assert all("no sandbox here knows it" in o["verdict"] for o in found)
     assert len(node.instances()) == made
     orphans(node, "-delete", found[0]["instance_id"])
     wait_for(lambda: len(node.instances()) == made * 2 // 3)
     orphans(node, "-delete")
-    wait_for(lambda: not node.instances() and not orphans(node))
+    wait_for(lambda: not node.instances() and orphans(node) == [])
 
 
 def test_the_operators_word_is_kept(node_with):
@@ -117,7 +166,14 @@ def test_the_operators_word_is_kept(node_with):
     node = node_with(*QUICK, "-cluster-uid", "c1", "-fail-deletes", "1")
     wait_for(lambda: orphans(node))
     orphans(node, "-delete")
-    wait_for(lambda: not node.instances() and not orphans(node))
+    verdicts = set()
+
+    def gone():
+        verdicts.update(o["verdict"] for o in orphans(node))
+        return not node.instances() and not orphans(node)
+
+    wait_for(gone)
+    assert any("deleting it failed" in v and "-fail-deletes" in v for v in verdicts), verdicts
     assert "tried again at the next look" in node.log()
 
 
@@ -126,7 +182,7 @@ def test_vms_of_an_earlier_boot_go_after_the_grace(node_with):
     made = lose_the_state(node_with("-cluster-uid", "c1", env={"PEERPOD_BOOT_ID": OLD_BOOT}), 2)
     node = node_with(*QUICK, "-cluster-uid", "c1", "-orphan-boot-grace", "3s",
                      env={"PEERPOD_BOOT_ID": NEW_BOOT})
-    found = wait_for(lambda: len(orphans(node)) == 2 and orphans(node))
+    found = wait_for(lambda: len(orphans(node) or ()) == 2 and orphans(node))
     assert all("before the node was booted" in o["verdict"] for o in found)
     assert len(node.instances()) == made, "not before the grace is over"
     wait_for(lambda: not node.instances(), 15)

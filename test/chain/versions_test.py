@@ -168,7 +168,7 @@ def test_what_a_minor_version_adds_is_left_alone(fleet, pods):
     sandbox = pods.add(daemon)
     record, relay = daemon.pods / sandbox / "sandbox.json", relays(daemon, sandbox)[0]
     major, _, size = identity(relay)
-    assert (daemon.record(sandbox)["version_minor"], identity(relay)[1]) == (1, 1)
+    assert (daemon.record(sandbox)["version_minor"], identity(relay)[1]) == (2, 1)
 
     def add():
         with open(relay, "r+b") as file:
@@ -185,7 +185,7 @@ def test_what_a_minor_version_adds_is_left_alone(fleet, pods):
         pods.check(daemon)
         now = daemon.record(sandbox)
         assert now["next_channel"] > before["next_channel"], "it has been written"
-        assert (now["version_minor"], now["added"]) == (1, {"by": ["2", 1]})
+        assert (now["version_minor"], now["added"]) == (2, {"by": ["2", 1]})
         assert identity(relay) == (major, 1, size)
         assert relay.read_bytes()[size - len(ADDED):size] == ADDED
         before = now

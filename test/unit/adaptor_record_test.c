@@ -34,6 +34,7 @@ static struct record sample(void)
     snprintf(r.id, sizeof(r.id), "%s", "abc");
     snprintf(r.pod, sizeof(r.pod), "%s", "web-0");
     snprintf(r.boot, sizeof(r.boot), "%s", "00000000-0000-0000-0000-000000000000");
+    snprintf(r.node, sizeof(r.node), "%s", "worker-1");
     snprintf(r.token, sizeof(r.token), "%s", "0123456789abcdef0123456789abcdef");
     snprintf(r.key, sizeof(r.key), "%s", "01234567");
     snprintf(r.instance.id, sizeof(r.instance.id), "%s", "i-1");
@@ -54,6 +55,7 @@ static void what_is_written_is_read(void **state)
     assert_int_equal(record_read(dir, &in, &err), 0);
     assert_string_equal(in.id, "abc");
     assert_int_equal(in.state, SANDBOX_RUNNING);
+    assert_string_equal(in.node, "worker-1");
     assert_string_equal(in.instance.addresses[0], "198.18.0.2");
     assert_memory_equal(in.peer_pin, out.peer_pin, TLS_PIN_SIZE);
     assert_true(in.enrolled);
@@ -89,7 +91,7 @@ static void a_newer_minor_version_keeps_its_fields(void **state)
     char *text;
     assert_int_equal(record_write(dir, &r, &err), 0);
     record_done(&r);
-    rewrite("\"version_minor\":0", "\"version_minor\":7, \"colour\":{\"of\":\"the future\"}");
+    rewrite("\"version_minor\":1", "\"version_minor\":7, \"colour\":{\"of\":\"the future\"}");
     assert_int_equal(record_read(dir, &r, &err), 0);
     r.state = SANDBOX_DELETING;
     assert_int_equal(record_write(dir, &r, &err), 0);
