@@ -37,6 +37,8 @@
 #include "base/log.h"
 #include "base/str.h"
 #include "loop/rest.h"
+#include "loop/throttle.h"
+#include "providers/aws/hints.h"
 #include "providers/aws/profile.h"
 #include "providers/aws/query.h"
 #include "providers/aws/xml.h"
@@ -208,6 +210,7 @@ static int assume(struct fetch *f, const struct role *role, struct aws_key *ret,
     const char *action = role->token ? "AssumeRoleWithWebIdentity" : "AssumeRole";
     _cleanup_(buf_done_secret) struct buf body = {0};
     struct http_response reply = {0};
+    struct aws_error error = {0};
     struct aws_key signer = {0};
     char session[SESSION_MAX + 1];
     int r;
@@ -225,9 +228,11 @@ static int assume(struct fetch *f, const struct role *role, struct aws_key *ret,
         signer = *role->key;
     const struct aws_request q = {
         .service = "sts", .action = action, .body = body.data, .repeatable = true};
-    r = aws_wire_call(f->c->wire, f->job, &q, role->key ? fixed_key : NULL, &signer, &reply, NULL,
+    r = aws_wire_call(f->c->wire, f->job, &q, role->key ? fixed_key : NULL, &signer, &reply, &error,
                       err);
-    if (r == 0)
+    if (r < 0)
+        aws_hint(&error, q.service, action, err);
+    else
         r = key_from_xml(&reply, action, ret, err);
     if (reply.body)
         secret_wipe(reply.body, reply.body_len);

@@ -73,8 +73,10 @@ static int settle(int r, const struct aws_error *error, const char *gone, bool *
         err_clear(err);
         return 0;
     }
-    *ret_left = r == -EREMOTEIO; /* in use: still being taken down */
-    return *ret_left ? 0 : r;
+    if (r != -EREMOTEIO)
+        return r;
+    *ret_left = true; /* in use: still being taken down */
+    return 0;
 }
 
 static int release_all(struct aws_provider *a, struct job *job, const char *sandbox, bool *ret_left,
@@ -85,6 +87,7 @@ static int release_all(struct aws_provider *a, struct job *job, const char *sand
     size_t n;
     int r = ec2_find_addresses(a->client, job, sandbox, found, &n, err);
 
+    *ret_left |= n == EC2_LEFTOVERS_MAX; /* there may be more */
     for (size_t i = 0; r == 0 && i < n; i++) {
         err_clear(err);
         r = ec2_release_address(a->client, job, found[i].allocation, &error, err);
@@ -101,6 +104,7 @@ static int delete_all(struct aws_provider *a, struct job *job, const char *sandb
     size_t n;
     int r = ec2_find_interfaces(a->client, job, sandbox, found, &n, err);
 
+    *ret_left |= n == EC2_LEFTOVERS_MAX;
     for (size_t i = 0; r == 0 && i < n; i++) {
         err_clear(err);
         r = ec2_delete_interface(a->client, job, found[i], &error, err);

@@ -71,6 +71,10 @@ static const struct {
     {"InvalidLaunchTemplateName.NotFoundException", "check -aws-lt-name and the region"},
     {"InvalidInstanceType.NotFound", "check -instance-type and -instance-types"},
     {"InvalidInstanceType", "check -instance-type and -instance-types"},
+    {"InvalidIdentityToken",
+     "the cluster's OIDC provider has to be known to IAM, with the audience "
+     "sts.amazonaws.com (docs/aws.md, IRSA)"},
+    {"RegionDisabledException", "STS is switched off for this region (IAM, account settings)"},
     {"OptInRequired", "the account is not subscribed to what the AMI is made of"},
     {"PendingVerification", "AWS is still verifying the account for this region"},
     {"AuthFailure", "check the credentials, and that the region is enabled for the account"},
@@ -96,6 +100,10 @@ static void denied(const struct aws_error *error, const char *service, const cha
     const char *found = strstr(error->message, phrase);
     char name[ACTION_MAX], hint[ACTION_MAX * 2];
 
+    if (str_eq(action, "AssumeRoleWithWebIdentity")) {
+        append(err, "the role's trust policy has to name this service account (docs/aws.md, IRSA)");
+        return;
+    }
     snprintf(name, sizeof(name), "%s:%s", service, action);
     if (found) {
         found += sizeof(phrase) - 1;

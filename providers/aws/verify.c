@@ -74,6 +74,7 @@ static int identity(struct findings *f)
     int r = aws_client_region(f->a->client, f->job, region, &err);
     if (r == 0)
         r = aws_call(f->a->client, f->job, &q, &reply, &error, &err);
+    aws_hint(&error, q.service, q.action, &err);
     if (r == 0)
         r = xml_parse(reply.body, reply.body_len, &xml, &err);
     http_response_done(&reply);

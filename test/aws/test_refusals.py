@@ -264,6 +264,14 @@ def test_leftovers(aws):
     aws.nothing_left()
 
 
+def test_more_leftovers_than_are_read_at_once(aws):
+    tags = [{"ResourceType": "elastic-ip", "Tags": [{"Key": "peerpod-sandbox", "Value": "s1"}]}]
+    for _ in range(20):
+        aws.ec2.allocate_address(Domain="vpc", TagSpecifications=tags)
+    assert aws.one("delete", "i-0123456789abcdef0", "s1")["code"] == 0
+    aws.nothing_left()
+
+
 def test_too_much_user_data(aws, tmp_path):
     data = tmp_path / "data"
     data.write_bytes(b"x" * 16385)

@@ -275,3 +275,4 @@ def test_the_policy_for_a_template(world_with):
 def test_no_identity(aws):
     found = verify(aws, env=aws.environment(AWS_SECRET_ACCESS_KEY="wrong"), code=1)
     assert [what for _, what, _ in found] == ["identity"]
+    assert "check the secret key" in found[0][2]

@@ -486,7 +486,14 @@ WRONG = {
                                       "<Message>Not authorized to perform "
                                       "sts:AssumeRoleWithWebIdentity</Message></Error>"
                                       "</ErrorResponse>")}, WEB, {"token": WEB_TOKEN},
-        -13, f"role {ROLE}: AssumeRoleWithWebIdentity: AccessDenied: Not authorized to perform"),
+        -13, f"role {ROLE}: AssumeRoleWithWebIdentity: AccessDenied: Not authorized to perform "
+             "sts:AssumeRoleWithWebIdentity; the role's trust policy has to name this service account"),
+    "STS does not know the cluster": (
+        {("127.0.0.1", "POST", "/"): (400, "<ErrorResponse><Error><Code>InvalidIdentityToken</Code>"
+                                      "<Message>No OpenIDConnect provider found</Message></Error>"
+                                      "<RequestId>req-9</RequestId></ErrorResponse>")},
+        WEB, {"token": WEB_TOKEN}, -121, "No OpenIDConnect provider found (request req-9); "
+        "the cluster's OIDC provider has to be known to IAM"),
     "STS answers nonsense": ({("127.0.0.1", "POST", "/"): (200, "<x/>")}, WEB,
                              {"token": WEB_TOKEN}, -71, "the answer holds no credentials"),
     "a foreign endpoint": ({}, POD | {"AWS_CONTAINER_CREDENTIALS_FULL_URI": "http://192.0.2.1/x"},
