@@ -49,6 +49,7 @@
 #define DELETED_MS 60000
 #define ORPHAN_MS 1000
 #define SHIM_PATIENCE_MS 30000
+#define IDLE_US 20000
 #define STILL 3 /* snapshots in a row */
 #define STILL_US 70000
 
@@ -225,6 +226,22 @@ static void let_faults(unsigned mode)
     atomic_store(&stepfault_control()->mode, mode);
 }
 
+/* What the daemon and the VM still do behind an answer is not the operation's: a read of the shim's
+ * connection, say, which must end it when it fails. */
+static void wait_idle(void)
+{
+    struct stepfault_control *k = stepfault_control();
+
+    atomic_store(&k->mode, STEPFAULT_COUNT);
+    for (unsigned last, i = 0; i < 100; i++) {
+        last = atomic_load(&k->count);
+        usleep(IDLE_US);
+        if (last == atomic_load(&k->count))
+            break;
+    }
+    atomic_store(&k->mode, STEPFAULT_OFF);
+}
+
 static int check_agent(struct subject *s, struct err *err)
 {
     Grpc__CheckRequest q = GRPC__CHECK_REQUEST__INIT;
@@ -250,6 +267,7 @@ static int running_pod(struct subject *s, struct err *err)
         r = ttrpc_client_connect(path_agent, 5000, &s->agent, err);
     if (r == 0)
         r = check_agent(s, err);
+    wait_idle();
     let_faults(mode);
     return r;
 }
@@ -425,6 +443,20 @@ static int recover(void *arg, _unused_ int result, struct err *err)
 
 /* ---- the world ---- */
 
+/* fs_write_atomic may leave it where its second step fails too; the next start takes it away. */
+static char *without_leftover(char *text)
+{
+    char *at = strstr(text, "/.generation" FS_TEMP_SUFFIX " ");
+    if (!at)
+        return text;
+    char *end = strchr(at, '\n');
+    while (at > text && at[-1] != '\n')
+        at--;
+    end = end ? end + 1 : strchr(at, '\0');
+    memmove(at, end, strlen(end) + 1);
+    return text;
+}
+
 /* Where the daemon is killed another process is compared: its descriptors and threads are not. */
 static char *snapshot(void *arg)
 {
@@ -434,7 +466,7 @@ static char *snapshot(void *arg)
     for (pid_t pid; (pid = waitpid(-1, NULL, WNOHANG)) > 0;)
         if (pid == s->keeper)
             die("the keeper has ended");
-    return world_snapshot_of(s->killing ? 0 : daemon_pid(), watched);
+    return without_leftover(world_snapshot_of(s->killing ? 0 : daemon_pid(), watched));
 }
 
 /* trouble: NULL: none. */

@@ -116,7 +116,9 @@ static bool step(const char *name, bool can_fail)
     unsigned n = atomic_fetch_add(&c->count, 1) + 1;
     if (mode == STEPFAULT_COUNT || n != atomic_load(&c->target))
         return false;
-    (void)snprintf(c->step, sizeof(c->step), "%s in %s", name, program_invocation_short_name);
+    size_t len = strnlen(c->step, sizeof(c->step) - 1);
+    (void)snprintf(c->step + len, sizeof(c->step) - len, "%s%s in %s", len > 0 ? ", " : "", name,
+                   program_invocation_short_name);
     unsigned second = atomic_exchange(&c->second, 0);
     if (second > 0) {
         atomic_store(&c->target, n + second);

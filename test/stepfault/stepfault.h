@@ -28,7 +28,7 @@ struct stepfault_control {
     atomic_uint second, second_mode; /* so many steps behind the target the next fault; 0: none */
     atomic_uint hit;                 /* faults that have struck */
     atomic_uint resume;              /* cancel: the runner has cancelled, go on */
-    char step[64];                   /* its name, and the process it was in */
+    char step[128];                  /* its name, and the process it was in; of a pair both */
 };
 
 /* ---- in the program under test (linked by the replaced calls; no need to call it) ---- */
