@@ -622,6 +622,12 @@ void sandbox_start(struct sandbox *sb, int64_t timeout_ns, struct waiter *w)
         w->done(w, NULL);
         return;
     case SANDBOX_STARTING:
+        /* Taken over from a dead process: the caller's bound comes back with its call. */
+        if (!sb->starters) {
+            int64_t end = sb->start_began_ms + start_bound_ms(sb, timeout_ns);
+            sb->start_deadline_ms = MIN(sb->start_deadline_ms, end);
+            arm_deadline(sb);
+        }
         waiter_add(&sb->starters, w);
         return;
     case SANDBOX_DELETING:

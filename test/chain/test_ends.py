@@ -136,6 +136,26 @@ def test_the_shim_is_killed(node_with, state, daemon):
     node.wait_gone()
 
 
+# -- StartVM --
+
+def test_a_deadline_outlives_the_daemon(node_with):
+    """The caller is answered in our words, and before its own deadline."""
+    node = node_with("-boot-delay", "60s")
+    node.create()
+    began = time.monotonic()
+    with Client(node.socket, timeout=30) as client:
+        client.start(HYPERVISOR, "StartVM", message((1, SANDBOX)), timeout_ns=5 * SECOND)
+        wait_for(node.instances)
+        for _ in range(2):
+            old = node.daemon_pid()
+            os.kill(old, signal.SIGKILL)
+            wait_for(lambda last=old: node.serves() and node.daemon_pid() not in (0, last))
+        answer = client.answer()
+    assert answer.code == ttrpc.DEADLINE_EXCEEDED and "agent-protocol-forwarder" in answer.text, answer
+    assert 3 < time.monotonic() - began < 5
+    node.wait_gone()
+
+
 # -- StopVM --
 
 def test_a_stop_with_a_second_against_a_delete_of_a_minute(node_with):
