@@ -175,7 +175,7 @@ int aws_look_at(struct aws_provider *a, struct job *job, const struct instance *
 
 /* 0 also while there is no address yet, or AWS does not know the instance (*ret_known). */
 static int wait_step(struct aws_provider *a, struct job *job, struct instance *instance,
-                     bool *ret_known, struct err *err)
+                     struct aws_external *external, bool *ret_known, struct err *err)
 {
     struct ec2_instance i;
     int r = aws_look_at(a, job, instance, &i, err);
@@ -189,7 +189,7 @@ static int wait_step(struct aws_provider *a, struct job *job, struct instance *i
                        *i.reason ? ": " : "", i.reason);
     }
     if (i.external && !i.second_public && i.state == EC2_RUNNING)
-        r = aws_external_connect(a, job, &i, err);
+        r = aws_external_connect(a, job, &i, external, err);
     if (r == 0)
         aws_fill_instance(a, &i, instance);
     return r;
@@ -200,10 +200,11 @@ static int aws_wait_addresses(struct provider *p, struct job *job, struct instan
 {
     struct aws_provider *a = aws_of(p);
     int64_t unknown_since = 0, pause = WAIT_MIN_MS;
+    struct aws_external external = {0};
     bool known;
 
     while (instance->n_addresses == 0) {
-        int r = wait_step(a, job, instance, &known, err);
+        int r = wait_step(a, job, instance, &external, &known, err);
         if (r < 0 || instance->n_addresses > 0)
             return r;
         if (known)

@@ -62,9 +62,15 @@ int aws_create(struct provider *p, struct job *job, const struct instance_reques
                struct instance *ret, struct err *err);
 
 /* external.c */
+/* What one caller has done for an instance: EC2 may not show it at once. */
+struct aws_external {
+    char allocation[EC2_ID_MAX]; /* "": none yet */
+    int64_t since_ms;
+    bool associated;
+};
 /* Gives the second interface its Elastic IP if it has none; again and again is fine. */
 int aws_external_connect(struct aws_provider *a, struct job *job, const struct ec2_instance *i,
-                         struct err *err);
+                         struct aws_external *done, struct err *err);
 /* Releases the sandbox's addresses and deletes its interfaces, until none is left. */
 int aws_external_remove(struct aws_provider *a, struct job *job, const char *sandbox,
                         struct err *err);

@@ -6,6 +6,9 @@
  * is allocated once the instance runs, with the sandbox's tag, and associated. A process that dies
  * in between leaves an address that the next one finds by the tag, here or at the end.
  *
+ * EC2 shows late what it has done: the caller keeps what it was given for as long (-aws-settle-time), so
+ * that an address that no list has yet is not asked for once more. An account has five of them.
+ *
  * At the end AWS frees an address only some time after its interface is gone, so the release is
  * repeated until it succeeds or the job's patience ends.
  */
@@ -41,26 +44,53 @@ static void copy_tags(const struct ec2_instance *i, struct tag ret[ADDRESS_TAGS_
     ret[n] = (struct tag){0};
 }
 
-int aws_external_connect(struct aws_provider *a, struct job *job, const struct ec2_instance *i,
-                         struct err *err)
+/* The address that carries the sandbox's tag, or a new one. */
+static int get_address(struct aws_provider *a, struct job *job, const struct ec2_instance *i,
+                       struct aws_external *done, struct err *err)
 {
     struct tag tags[ADDRESS_TAGS_MAX];
     const struct ec2_run owner = {.name = i->name, .tags = tags, .more_tags = a->config->tags};
-    struct ec2_address found[EC2_LEFTOVERS_MAX], made;
+    struct ec2_address found[EC2_LEFTOVERS_MAX], one;
     size_t n;
     int r = ec2_find_addresses(a->client, job, i->sandbox, found, &n, err);
 
     copy_tags(i, tags);
     if (r < 0)
         return r;
-    for (size_t k = 0; k < n; k++)
-        if (str_eq(found[k].interface, i->second_interface))
-            return 0;
     if (n > 0)
-        made = found[0];
-    else if ((r = ec2_allocate_address(a->client, job, &owner, &made, err)) < 0)
+        one = found[0];
+    else if ((r = ec2_allocate_address(a->client, job, &owner, &one, err)) < 0)
         return r;
-    return ec2_associate_address(a->client, job, made.allocation, i->second_interface, NULL, err);
+    for (size_t k = 0; k < n && !done->associated; k++)
+        if (str_eq(found[k].interface, i->second_interface)) {
+            one = found[k];
+            done->associated = true;
+        }
+    memcpy(done->allocation, one.allocation, sizeof(done->allocation));
+    done->since_ms = clock_mono_ms();
+    return 0;
+}
+
+int aws_external_connect(struct aws_provider *a, struct job *job, const struct ec2_instance *i,
+                         struct aws_external *done, struct err *err)
+{
+    int64_t settle = a->config->settle_ns / 1000000;
+    struct aws_error error;
+    int r;
+
+    if (*done->allocation && clock_mono_ms() - done->since_ms > settle)
+        *done = (struct aws_external){0}; /* it should be seen by now */
+    r = *done->allocation ? 0 : get_address(a, job, i, done, err);
+    if (r < 0 || done->associated)
+        return r;
+    r = ec2_associate_address(a->client, job, done->allocation, i->second_interface, &error, err);
+    done->associated = r == 0;
+    if (r == -EREMOTEIO && str_starts(error.code, "InvalidAllocationID") &&
+        clock_mono_ms() - done->since_ms < settle) {
+        err_clear(err); /* EC2 does not know yet what it has just given */
+        return 0;
+    }
+    return r;
 }
 
 /* What is refused now may be possible later; what does not exist is done. */

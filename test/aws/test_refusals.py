@@ -264,6 +264,33 @@ def test_leftovers(aws):
     aws.nothing_left()
 
 
+def test_an_address_is_not_known_yet(aws):
+    """Neither its allocation, when it is to be associated, nor afterwards where it is, nor that it is there."""
+    made = aws.one("create", "podvm-a", "s1", "external")
+    late, until = [2], []
+
+    def rule(e):
+        if e.action == "AssociateAddress":
+            if late[0] > 0:
+                late[0] -= 1
+                return world.error("InvalidAllocationID.NotFound", "The allocation ID does not exist")
+            until.append(time.monotonic() + 1.5)
+        if e.action == "DescribeAddresses":
+            return 200, b"<r><addressesSet/></r>"
+        if e.action == "DescribeInstances" and (not until or time.monotonic() < until[0]):
+            status, answer = aws.proxy.forward(e)
+            return status, re.sub(rb"<association>.*?</association>", b"", answer, flags=re.S)
+        return None
+
+    aws.proxy.rules.append(rule)
+    waited = aws.one("wait", made["id"], "s1", env=aws.environment(AWS_SETTLE_TIME="20s"))
+    assert waited["code"] == 0 and waited["addresses"], waited
+    assert late == [0] and len(aws.proxy.of("AllocateAddress")) == 1
+    aws.proxy.rules.clear()
+    assert aws.one("delete", made["id"], "s1")["code"] == 0
+    aws.nothing_left()
+
+
 def test_more_leftovers_than_are_read_at_once(aws):
     tags = [{"ResourceType": "elastic-ip", "Tags": [{"Key": "peerpod-sandbox", "Value": "s1"}]}]
     for _ in range(20):
