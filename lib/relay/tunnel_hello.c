@@ -355,8 +355,8 @@ void hello_received(struct session *s, const uint8_t *in, size_t len)
     if (!check_version(s, &h) || !check_sandbox(s, &h))
         return;
     s->features = h.features & TUNNEL_FEATURES & ~s->t->config.feature_mask;
-    log_debug("tunnel %s: hello from %s (%s), %zu channels", s->t->sandbox, s->peer, h.software,
-              h.n_channels);
+    log_debug("tunnel %s: hello from %s (%s), features %llx in common, %zu channels", s->t->sandbox,
+              s->peer, h.software, (unsigned long long)s->features, h.n_channels);
     if (is_daemon(s))
         daemon_hello(s, &h);
     else

@@ -18,8 +18,10 @@ FORWARDER = "agent-protocol-forwarder"
 
 @pytest.fixture
 def pod(short_dir, request):
-    """The agent socket of a pod between a daemon and a forwarder that lack these features."""
+    """The agent socket of a pod between a daemon and a forwarder that lack these features; in each of its
+    sessions, what is left of them."""
     daemon, forwarder = request.param
+    left = (REWIND | AGENT_READY) & ~daemon & ~forwarder
     guest = wrapped_guest(short_dir, FORWARDER,
                           f'exec "$0.real" -tunnel-feature-mask {forwarder} "$@"\n')
     node = Node(short_dir, "-tunnel-feature-mask", daemon, "-local-guest-dir", guest,
@@ -27,6 +29,9 @@ def pod(short_dir, request):
     try:
         path = node.start().run_pod()
         yield node, path
+        hellos = [line for line in node.log().splitlines() if ": hello from " in line]
+        assert len(hellos) >= len(FAULTS) - 1  # one that came behind the answer may not have been followed
+        assert all(f"features {left:x} in common" in line for line in hellos), hellos
         node.stop_vm()
         node.wait_gone()
     finally:

@@ -210,11 +210,11 @@ def test_half_close_still_gets_the_answer(shim_socket):
 @pytest.mark.parametrize("half_closed", [False, True])
 def test_what_the_agent_said_last_reaches_a_slow_reader(shim_socket, half_closed):
     """The agent's connection is gone, and both rings and sockets still hold its last answer."""
-    for size in (200 << 10, 400 << 10):
-        with Client(shim_socket) as shim:
-            shim.start("s", "Last", b"%d" % size, stream=1)
-            if half_closed:
-                shim.sock.shutdown(socket.SHUT_WR)
-            time.sleep(1.5)
-            assert shim.answer(1).payload == b"l" * size
-            assert shim.closed_by_peer()
+    size = 400 << 10
+    with Client(shim_socket) as shim:
+        shim.start("s", "Last", b"%d" % size, stream=1)
+        if half_closed:
+            shim.sock.shutdown(socket.SHUT_WR)
+        time.sleep(1.3)
+        assert shim.answer(1).payload == b"l" * size
+        assert shim.closed_by_peer()
