@@ -2,7 +2,7 @@
 pp_unit_test(wire tls SOURCES ${CMAKE_CURRENT_LIST_DIR}/wire_tls_test.c DEPS pp_wire)
 pp_unit_test(wire tunnel_frame SOURCES ${CMAKE_CURRENT_LIST_DIR}/wire_tunnel_frame_test.c
   DEPS pp_wire)
-foreach(name engine hello hostile pump)
+foreach(name cut engine hello hostile pump)
   pp_unit_test(tunnel ${name} SOURCES ${CMAKE_CURRENT_LIST_DIR}/tunnel_${name}_test.c
     DEPS pp_tunnel)
 endforeach()

@@ -125,6 +125,38 @@ static void test_slow_reader(void **state)
     world_free(w);
 }
 
+static bool both_stuck(struct world *w)
+{
+    return w->daemon.eps[1]->held == RING && first_stuck(w) && first_acked(w) &&
+           w->forwarder.eps[1]->tail == RING;
+}
+
+/* All rings are full, both ways, when the session breaks, again and again; then both read on. */
+static void test_full_rings_over_breaks(void **state)
+{
+    struct world *w = world_new();
+    struct ep *eps[] = {ep_get(&w->daemon, 1), ep_get(&w->forwarder, 1)};
+    eps[0]->slow = eps[1]->slow = true;
+    world_start(w);
+    open_channel(w, 1, 2 * MIB, 2 * MIB, true);
+    assert_true(run(w, both_stuck, 5000));
+    for (unsigned i = 1; i <= 3; i++) {
+        (i % 2 ? cut_reset : cut_close)(w);
+        run(w, NULL, 20);
+        assert_true(run(w, both_up, 5000));
+        run(w, NULL, 20);
+        assert_int_equal(w->daemon.downs, i);
+        assert_true(both_stuck(w));
+    }
+    for (size_t i = 0; i < ARRAY_SIZE(eps); i++) {
+        eps[i]->read = eps[i]->held;
+        eps[i]->slow = false;
+        tunnel_channel_kick(*eps[i]->t, 1);
+    }
+    assert_true(run(w, all_complete, 5000));
+    world_free(w);
+}
+
 static bool first_dropping(struct world *w)
 {
     return w->forwarder.eps[1]->nospc > 0;
@@ -147,6 +179,25 @@ static void test_no_space(void **state)
     full->full = true;
     w->daemon.eps[1]->keep_open = true; /* it has ended: nothing more happens */
     run(w, NULL, 300);
+    assert_int_equal(w->daemon.downs, 0);
+    world_free(w);
+}
+
+/* Bytes that nobody can hold stay unacknowledged: the ping for them comes and is answered. */
+static void test_pings_beside_a_stuck_channel(void **state)
+{
+    struct world *w = world_new();
+    struct tunnel_stats stats;
+    world_start(w);
+    ep_get(&w->forwarder, 1)->full = true;
+    open_channel(w, 1, 2 * MIB, 0, true);
+    assert_true(run(w, first_dropping, 5000));
+    run(w, NULL, 3000);
+    tunnel_get_stats(w->daemon.t, &stats);
+    assert_true(stats.rtt_us > 0);
+    assert_int_equal(w->daemon.downs, 0);
+    w->forwarder.eps[1]->full = false;
+    assert_true(run(w, all_complete, 5000));
     assert_int_equal(w->daemon.downs, 0);
     world_free(w);
 }
@@ -398,7 +449,9 @@ int main(void)
         cmocka_unit_test(test_many_channels),
         cmocka_unit_test(test_channel_limit),
         cmocka_unit_test(test_slow_reader),
+        cmocka_unit_test(test_full_rings_over_breaks),
         cmocka_unit_test(test_no_space),
+        cmocka_unit_test(test_pings_beside_a_stuck_channel),
         cmocka_unit_test(test_no_space_without_rewind),
         cmocka_unit_test(test_half_close),
         cmocka_unit_test(test_close),
