@@ -5,6 +5,8 @@
  */
 #include "guest/initdata.h"
 
+#include <string.h>
+
 #include "base/base64.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
@@ -15,8 +17,12 @@ static void parse(const char *text, size_t len)
     struct initdata d = {0};
 
     if (initdata_parse(text, len, &d, &err) == 0) {
-        if (d.toml_len > INITDATA_TOML_MAX || strlen(d.digest_hex) != 2 * d.digest_len)
+        if (d.toml_len > INITDATA_TOML_MAX || strlen(d.digest_hex) != 2 * d.digest_len ||
+            strncmp(initdata_algorithm_name(d.algorithm), "sha", 3) != 0)
             abort();
+        for (size_t i = 0; i < d.n_entries; i++)
+            if (initdata_get(&d, d.entries[i].name) != &d.entries[i])
+                abort(); /* a name stands there once */
     } else if (err.code >= 0 || d.toml) {
         abort();
     }

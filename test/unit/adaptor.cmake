@@ -10,6 +10,6 @@ pp_fuzz_target(adaptor podspec SOURCES ${CMAKE_SOURCE_DIR}/adaptor/podspec.c DEP
 pp_fuzz_target(adaptor volumes SOURCES ${CMAKE_SOURCE_DIR}/adaptor/volumes.c DEPS pp_wire pp_base
   PARSER adaptor/volumes.c)
 pp_fuzz_target(base options SOURCES ${CMAKE_SOURCE_DIR}/adaptor/config.c DEPS pp_base
-  PARSER "lib/base/opt.c:(?!type_word|add_choices|opt_help|opt_man).*")
+  PARSER "lib/base/opt.c:(?!type_word|add_choices|opt_help|opt_man|print_help|opt_begin).*")
 pp_fuzz_target(adaptor record SOURCES ${CMAKE_SOURCE_DIR}/adaptor/record.c DEPS pp_wire pp_base
   PARSER adaptor/record.c)
