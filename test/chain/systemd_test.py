@@ -25,7 +25,7 @@ from ttrpc import Client
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SYSTEMD = pathlib.Path("/lib/systemd/systemd")
 UNITS = pathlib.Path("/run/systemd/system")
-SERVICE = "cloud-api-adaptor.service"
+SERVICE, FORWARDER = "cloud-api-adaptor.service", "agent-protocol-forwarder.service"
 KILLS = 8
 
 # A cgroup of its own first: it is the root of the new namespace, and systemd stays below it.
@@ -50,7 +50,7 @@ mkdir -p /run/systemd
 cp -r "$here/units" /run/systemd/system
 exec unshare --cgroup sh -ec '
     mount -t cgroup2 cgroup2 /sys/fs/cgroup
-    exec "$@"' sh """ + f"{SYSTEMD} --system --unit=agent-protocol-forwarder.service --log-target=console --show-status=false\n"
+    exec "$@"' sh """ + f"{SYSTEMD} --system --unit={FORWARDER} --log-target=console --show-status=false\n"
 
 
 def cgroup2():
@@ -84,9 +84,8 @@ def put_unit(directory, unit, dropin):
     more.joinpath("here.conf").write_text("[Unit]\nDefaultDependencies=no\n[Service]\n" + dropin)
 
 
-def properties(systemd, *names):
-    """Of the daemon's service."""
-    shown = subprocess.run(["nsenter", "-t", str(systemd), "-m", "-p", "systemctl", "show", SERVICE,
+def properties(systemd, service, *names):
+    shown = subprocess.run(["nsenter", "-t", str(systemd), "-m", "-p", "systemctl", "show", service,
                             *(f"-p{n}" for n in names)], check=True, stdout=subprocess.PIPE,
                            text=True).stdout
     return [dict(line.split("=", 1) for line in shown.splitlines())[n] for n in names]
@@ -149,7 +148,7 @@ def node():
     directory = pathlib.Path("/run/node")  # not in /tmp: the container has its own
     directory.mkdir()
     guest = wrapped_guest(directory, "peerpod-keeper", VM)
-    put_unit(guest / "units", ROOT / "podvm/agent-protocol-forwarder.service",
+    put_unit(guest / "units", ROOT / "podvm" / FORWARDER,
              f"ExecStart=\nExecStart={guest}/agent-protocol-forwarder\n"
              "StandardError=file:/run/forwarder.log\n")
     node = SystemdNode(directory, "-local-guest-dir", guest, "-local-agent",
@@ -184,9 +183,12 @@ def test_killed_again_and_again(node):
         for caller in callers:
             caller.goes_on()
         kill_again_and_again(node.daemon_pid, "daemon", callers)
-        restarts, stored = map(int, properties(systemd, "NRestarts", "NFileDescriptorStore"))
+        restarts, stored = map(int, properties(systemd, SERVICE, "NRestarts", "NFileDescriptorStore"))
         assert restarts == KILLS and stored >= 5
         kill_again_and_again(lambda: next(iter(pids_of("agent-protocol-")), 0), "forwarder", callers)
+        # The agent's socket, the listener, and a socket for each of the four connections, to no limit.
+        assert properties(vm_pid_one, FORWARDER, "NRestarts", "NFileDescriptorStore", "RestartUSec",
+                          "StartLimitIntervalUSec", "Restart") == [str(KILLS), "6", "100ms", "0", "always"]
         # Both at once.
         for name in ("cloud-api-adapt", "agent-protocol-"):
             os.kill(pids_of(name)[0], signal.SIGKILL)
@@ -203,4 +205,4 @@ def test_killed_again_and_again(node):
     assert node.stop_vm().code == ttrpc.OK
     node.wait_gone()
     # The VM's descriptors are gone from the store with it.
-    wait_for(lambda: int(properties(systemd, "NFileDescriptorStore")[0]) < stored, 10)
+    wait_for(lambda: int(properties(systemd, SERVICE, "NFileDescriptorStore")[0]) < stored, 10)
