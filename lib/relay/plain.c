@@ -254,17 +254,24 @@ static void broken(struct plain_link *l)
 
 /* -- UP: the bytes -- */
 
-static void say_fin(struct plain_link *l)
+/* UV_WRITABLE when the socket has no room for it. */
+static int say_fin(struct plain_link *l)
 {
+    ERR_clear_error();
+    int n = l->ssl ? SSL_shutdown(l->ssl) : shutdown(l->fd, SHUT_WR);
+    bool full = n < 0 && l->ssl && SSL_get_error(l->ssl, n) == SSL_ERROR_WANT_WRITE;
+    ERR_clear_error();
+    if (full)
+        return UV_WRITABLE;
     l->fin_sent = true;
-    if (l->ssl) {
-        SSL_shutdown(l->ssl);
-        ERR_clear_error();
-    } else {
-        shutdown(l->fd, SHUT_WR);
-    }
     if (l->ep_ops->tx_fin_acked)
         l->ep_ops->tx_fin_acked(l->ep);
+    return 0;
+}
+
+static bool fin_due(const struct plain_link *l)
+{
+    return !l->fin_sent && l->ep_ops->tx_fin(l->ep) && l->sent == l->ep_ops->tx_head(l->ep);
 }
 
 /* False when the link is no more. */
@@ -289,9 +296,10 @@ static bool send_some(struct plain_link *l)
         if (l->dead)
             return false;
     }
-    poll_for(l, (l->events & ~UV_WRITABLE) | want);
-    if (!want && !l->fin_sent && l->ep_ops->tx_fin(l->ep) && l->sent == l->ep_ops->tx_head(l->ep))
-        say_fin(l);
+    if (!want && fin_due(l))
+        want = say_fin(l);
+    if (!l->dead)
+        poll_for(l, (l->events & ~UV_WRITABLE) | want);
     return !l->dead;
 }
 

@@ -529,7 +529,7 @@ static void frame_received(struct session *s, const uint8_t *in, size_t len)
         hub_queue(s);
         break;
     case TUNNEL_PONG:
-        s->t->stats.rtt_us = clock_mono_us() - (int64_t)tunnel_u64_decode(in);
+        s->t->stats.rtt_us = (int64_t)((uint64_t)clock_mono_us() - tunnel_u64_decode(in));
         break;
     case TUNNEL_AGENT_READY:
         agent_ready_received(s, in[0] != 0);

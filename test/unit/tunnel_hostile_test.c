@@ -527,6 +527,7 @@ static void ep_one(struct raw *raw, uint64_t held)
 
 static void f_open(struct buf *b)
 {
+    tunnel_add_u64(b, TUNNEL_PONG, 0, (uint64_t)1 << 63); /* to a ping that never was */
     tunnel_add_u64(b, TUNNEL_OPEN, 9, RING);
 }
 
