@@ -252,7 +252,7 @@ static enum next call_try(struct call *c, struct http_response *ret, struct err 
     if (c->op->prepare(c->op->arg, c->job, &try, &request, err) < 0)
         return NEXT_STOP;
     request.operation = c->operation;
-    request.repeatable = c->op->repeatable;
+    request.repeatable = c->op->repeatable && !c->op->seen;
     if (c->number > 1)
         http_stats_retry(c->operation);
     sent_ms = clock_mono_ms();

@@ -36,6 +36,7 @@ struct rest_op {
     const char *name;   /* "RunInstances" */
     const char *bucket; /* which operations are throttled together; NULL: name */
     bool repeatable;    /* sent twice it has the effect of once */
+    bool seen;          /* the caller has to know of every try: none that libcurl makes by itself */
     int64_t budget_ms;  /* for all tries but those that were throttled; 0: REST_BUDGET_MS */
     /* Fills *ret, whose strings live until the next call of it or the end of rest_call. */
     int (*prepare)(void *arg, struct job *job, const struct rest_try *try, struct http_request *ret,

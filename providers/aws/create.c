@@ -219,11 +219,11 @@ static const char *sandbox_of(const struct instance_request *request)
     return "";
 }
 
-/* May the failed call have made an instance? AWS's own refusals (4xx) have not. */
+/* May the failed call have made an instance? A refusal of AWS's has not, if it was the first answer;
+ * a 2xx that is none of ours may have. */
 static bool in_doubt(int r, const struct aws_error *error)
 {
-    return !(r == -EACCES || r == -EAGAIN || (r == -EREMOTEIO && error->status < 500)) &&
-           r != -E2BIG;
+    return r != -E2BIG && (error->unsure || (error->status >= 200 && error->status < 300));
 }
 
 /* 0 or -ENOENT, or why it could not be found out. */

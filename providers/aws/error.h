@@ -14,6 +14,7 @@ struct aws_error {
     char message[AWS_ERROR_MESSAGE_MAX]; /* cut to fit */
     char request_id[AWS_REQUEST_ID_MAX];
     long status; /* HTTP; 0: no reply */
+    bool unsure; /* some try had no answer, or one of AWS's own trouble: it may have been done */
 };
 
 /* The first error of a reply (EC2's and STS's XML, or AWS JSON 1.1); false: there is none in it.

@@ -36,7 +36,8 @@ struct aws_wire {
     char region[AWS_REGION_MAX]; /* lock; "": not known yet */
 };
 
-/* One aws_wire_call. */
+/* One aws_wire_call. Of RunInstances every try counts: a refusal after one without an answer is no word
+ * about that one, which may have made the instance. */
 struct wire_call {
     struct aws_wire *wire;
     const struct aws_request *request;
@@ -49,6 +50,7 @@ struct wire_call {
     size_t authority_len;
     char *headers[HEADERS_MAX]; /* of the try under way, NULL-terminated */
     struct aws_error *error;
+    bool open, unsure; /* a try is without an answer; an earlier one remained so */
 };
 
 /* Regions' prefixes and the domains of their partitions; the last one is everybody else's. */
@@ -232,6 +234,8 @@ static int prepare(void *arg, struct job *job, const struct rest_try *try, struc
     int r;
 
     drop_headers(c);
+    c->unsure |= c->open;
+    c->open = false;
     c->headers[n++] = str_asprintf("Host: %.*s", (int)c->authority_len, c->authority);
     c->headers[n++] =
         str_asprintf("Content-Type: %s", target ? CONTENT_TYPE_JSON : CONTENT_TYPE_FORM);
@@ -257,6 +261,7 @@ static int prepare(void *arg, struct job *job, const struct rest_try *try, struc
         .ca_file = str_empty(c->wire->config->ca_bundle) ? NULL : c->wire->config->ca_bundle,
         .use_proxy = true,
     };
+    c->open = true;
     return 0;
 }
 
@@ -267,11 +272,13 @@ static enum rest_verdict judge(void *arg, const struct http_response *reply,
     enum rest_verdict verdict;
     struct err words = ERR_INIT;
 
+    c->open = false;
     if (reply->status >= 200 && reply->status < 300) {
         *c->error = (struct aws_error){.status = reply->status};
         return REST_DONE;
     }
     verdict = aws_error_judge(reply, c->error, &words);
+    c->unsure |= verdict == REST_BROKEN;
     if (c->request->dry_run && str_eq(c->error->code, "DryRunOperation"))
         return REST_DONE;
     snprintf(reason, THROTTLE_REASON_MAX, "%s", c->error->code);
@@ -307,6 +314,7 @@ int aws_wire_call(struct aws_wire *wire, struct job *job, const struct aws_reque
     const struct rest_op op = {.name = request->action,
                                .bucket = bucket_of(request),
                                .repeatable = request->repeatable,
+                               .seen = str_eq(request->action, "RunInstances"),
                                .budget_ms = request->budget_ms,
                                .prepare = prepare,
                                .judge = judge,
@@ -321,6 +329,7 @@ int aws_wire_call(struct aws_wire *wire, struct job *job, const struct aws_reque
     c.url = endpoint_url(wire->config, request->service, c.region);
     split_url(&c);
     r = rest_call(rest_of(wire, request->service), job, &op, ret, err);
+    c.error->unsure = r < 0 && (c.unsure || c.open);
     drop_headers(&c);
     free(c.url);
     free(c.key_id);

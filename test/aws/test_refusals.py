@@ -214,6 +214,25 @@ def test_an_answer_that_is_none(aws, answer, words):
     aws.nothing_left()
 
 
+@pytest.mark.parametrize("code, status", [("UnauthorizedOperation", 403), ("InvalidParameterValue", 400)])
+def test_a_refusal_after_a_lost_answer(aws, code, status):
+    """The first try made it; what is said of the second is no word about the first."""
+    def rule(e):
+        if e.action != "RunInstances":
+            return None
+        if len(aws.proxy.of("RunInstances")) == 1:
+            aws.proxy.forward(e)
+            raise world.Drop
+        return world.error(code, status=status)
+
+    aws.proxy.rules.append(rule)
+    made = aws.one("create", "podvm-a", "s1")
+    instance, = aws.instances()
+    assert made["code"] < 0 and code in made["error"] and made["id"] == instance["InstanceId"], made
+    assert aws.one("delete", made["id"], "s1")["code"] == 0
+    aws.nothing_left()
+
+
 def test_cancelled_while_aws_works(aws):
     """StopVM during RunInstances: what AWS makes of it is found and told."""
     begun = threading.Event()

@@ -87,11 +87,11 @@ class Aws:
         if exchange.action == "TerminateInstances":
             if self.fail_deletes > 0:
                 self.fail_deletes -= 1
-                return world.error("UnsupportedOperation", "told to fail")
+                return world.error("UnsupportedOperation", "-fail-deletes: told to fail")
             time.sleep(self.delete_delay)
         if exchange.action == "DescribeInstances" and self.fail_list and \
                 "tag:peerpod-node" in exchange.form.values():
-            return world.error("InvalidParameterValue", "told to fail")
+            return world.error("InvalidParameterValue", "-fail-list: told to fail")
         if exchange.action in ("RunInstances", "DescribeInstances") and self.fail_addresses:
             status, answer = self.world.proxy.forward(exchange)
             return status, re.sub(rb"<privateIpAddress>[^<]*</privateIpAddress>", b"", answer)
