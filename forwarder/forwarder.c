@@ -43,6 +43,7 @@
 #define BACKLOG 1024 /* many at once must not shut the daemon out: a connect of its waits 500 ms */
 #define HOST_MAX 256
 #define ACCEPTS_AT_ONCE 8 /* fewer than may be pending: what they have said is heard in between */
+#define ACCEPT_AGAIN_MS 200
 #define GREETING_MS 10000
 #define SILENT_GREETING_MS 3600000 /* without TLS an adaptor says nothing until its first call */
 
@@ -62,7 +63,9 @@ struct forwarder {
     struct metaproxy *metaproxy; /* NULL: containers do not reach the metadata service */
     int listener;
     uv_poll_t poll;
-    bool polling;
+    uv_timer_t accept_again;
+    unsigned handles; /* of these two */
+    bool accept_waits;
     bool goes_on; /* connections of a predecessor do */
 };
 
@@ -242,6 +245,25 @@ static void serve(void *owner, int fd, bool native)
         log_warn("accepting a connection: %s", err_text(&err));
 }
 
+static void on_connection(uv_poll_t *poll, int status, int events);
+
+static void on_accept_again(uv_timer_t *timer)
+{
+    struct forwarder *f = timer->data;
+    uv_poll_start(&f->poll, UV_READABLE, on_connection);
+}
+
+/* A socket with a connection in its backlog is ready all the time: what cannot be accepted now must
+ * not be polled for. */
+static void accept_later(struct forwarder *f, int error)
+{
+    if (!f->accept_waits)
+        log_warn("connections have to wait: %s", strerror(error));
+    f->accept_waits = true;
+    uv_poll_stop(&f->poll);
+    uv_timer_start(&f->accept_again, on_accept_again, ACCEPT_AGAIN_MS, 0);
+}
+
 static void on_connection(uv_poll_t *poll, int status, int events)
 {
     struct forwarder *f = poll->data;
@@ -249,8 +271,11 @@ static void on_connection(uv_poll_t *poll, int status, int events)
     (void)events;
     for (int i = 0; i < ACCEPTS_AT_ONCE; i++) {
         int fd = accept4(f->listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+        if (fd < 0 && errno != EAGAIN && errno != EINTR && errno != ECONNABORTED)
+            accept_later(f, errno);
         if (fd < 0)
-            return; /* nothing there, or gone already; out of descriptors: the next event */
+            return;
+        f->accept_waits = false;
         if (f->greeter)
             greeter_add(f->greeter, fd, f->options->disable_tls ? SILENT_GREETING_MS : GREETING_MS);
         else
@@ -319,8 +344,9 @@ static int start_listener(struct forwarder *f, struct err *err)
     r = uv_poll_init(f->loop, &f->poll, f->listener);
     if (r < 0)
         return err_errno(err, r, "polling the listening socket");
-    f->poll.data = f;
-    f->polling = true;
+    uv_timer_init(f->loop, &f->accept_again);
+    f->poll.data = f->accept_again.data = f;
+    f->handles = 2;
     return uv_poll_start(&f->poll, UV_READABLE, on_connection);
 }
 
@@ -447,9 +473,11 @@ static void forwarder_done(struct forwarder *f)
     free(f);
 }
 
-static void on_poll_closed(uv_handle_t *handle)
+static void on_closed(uv_handle_t *handle)
 {
     struct forwarder *f = handle->data;
+    if (--f->handles > 0)
+        return;
     close(f->listener);
     forwarder_done(f);
 }
@@ -464,8 +492,9 @@ void forwarder_free(struct forwarder *f)
     plainmode_free(f->plain);
     channel_set_free(f->channels);
     tunnel_free(f->tunnel);
-    if (f->polling) {
-        uv_close((uv_handle_t *)&f->poll, on_poll_closed);
+    if (f->handles > 0) {
+        uv_close((uv_handle_t *)&f->poll, on_closed);
+        uv_close((uv_handle_t *)&f->accept_again, on_closed);
         return;
     }
     closep(&f->listener);

@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import re
+import resource
 import shutil
 import socket
 import subprocess
@@ -503,6 +504,28 @@ def test_an_agent_that_comes_late_is_waited_for(guest, certs):
         wait_for(lambda: guest.program.log().count("too many at once") > 30)
         guest.agent()
         assert shim.answer(1).code == ttrpc.OK
+
+
+def cpu_seconds(pid):
+    fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def test_a_forwarder_without_descriptors_waits_for_some(guest, certs):
+    """More connections than it may have: it does not spin over the next one, and serves when they go."""
+    guest.agent()
+    program = guest.forwarder(**papers(certs))
+    guest.serving()
+    resource.prlimit(program.pid, resource.RLIMIT_NOFILE, (40, 40))
+    with contextlib.ExitStack() as crowd:
+        for _ in range(60):
+            crowd.enter_context(socket.create_connection(("127.0.0.1", guest.port)))
+        wait_for(lambda: program.descriptors() == 40)
+        before = cpu_seconds(program.pid)
+        time.sleep(1)
+        assert cpu_seconds(program.pid) - before < 0.1
+    check_calls(guest.joined(*custom(certs, "self")))
+    assert program.log().count("connections have to wait: Too many open files") in range(1, 4)
 
 
 def test_no_papers_no_service(guest):
