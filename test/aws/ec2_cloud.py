@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """moto as a cloud whose instances run (test/cloud-boot)."""
 import base64
+import contextlib
 import pathlib
 import sys
 import threading
@@ -19,7 +20,16 @@ class Ec2Cloud:
         self.world = world
         self.ec2 = world.client("ec2")
         self.changed = threading.Event()
+        self.kill = lambda instance: None  # cloud_boot's
+        world.proxy.before.append(self.end)
         world.proxy.after.append(self.look_at)
+
+    def end(self, exchange):
+        """A machine is dead before its address is another's."""
+        if exchange.action == "TerminateInstances":
+            for key, value in exchange.form.items():
+                if key.startswith("InstanceId."):
+                    self.kill(value)
 
     def look_at(self, exchange):
         if exchange.action in ("RunInstances", "TerminateInstances"):
@@ -41,5 +51,7 @@ class Ec2Cloud:
         return base64.b64decode(read["UserData"].get("Value", ""))
 
     def power_off(self, instance):
-        """InstanceInitiatedShutdownBehavior is "terminate"."""
-        self.ec2.terminate_instances(InstanceIds=[instance])
+        """InstanceInitiatedShutdownBehavior is "terminate". Somebody may do the same just now."""
+        import botocore.exceptions
+        with contextlib.suppress(botocore.exceptions.ClientError):
+            self.ec2.terminate_instances(InstanceIds=[instance])

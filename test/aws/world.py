@@ -147,12 +147,14 @@ def error(code, message="told to", status=400):
 
 class Proxy:
     """rules: callables (exchange) -> None to pass it on, or (status, body[, headers]) to answer.
+    before: callables (exchange) once no rule has answered and before moto hears of it.
     after: callables (exchange) once moto has answered and before the client hears of it."""
 
     def __init__(self, moto_port):
         self.moto_port = moto_port
         self.exchanges = []
         self.rules = []
+        self.before = []
         self.after = []
         self.tokens = {}
         self.lock = threading.Lock()
@@ -208,6 +210,8 @@ class Proxy:
             got = rule(exchange)
             if got is not None:
                 return got
+        for hook in list(self.before):
+            hook(exchange)
         token = exchange.form.get("ClientToken") if exchange.action == "RunInstances" else None
         if token:
             with self.token_lock:

@@ -109,7 +109,8 @@ def test_all_pods_start(node):
     assert len(waited) > PODS / 3
     assert not waited - watch.throttled(), {n: watch.told.get(n) for n in waited - watch.throttled()}
     assert not waited - logged, waited - logged
-    assert bucket.refused < bucket.accepted, "the node slows down instead of asking again and again"
+    # All that were under way at the first refusal (-max-creates) are refused; then the node slows down.
+    assert bucket.refused < bucket.accepted + min(PODS, 32), "it asks again and again"
     for name in names:
         assert node.stop_vm(name).code == ttrpc.OK
     wait_for(lambda: not node.sandboxes() and not node.instances(), 120 + 4 * PODS / RATE, 0.2)

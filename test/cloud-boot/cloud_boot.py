@@ -10,6 +10,7 @@ daemon nothing of it: they meet in the double's state and in the network. A clou
     user_data(id)   -> bytes, as the double's own API tells them
     power_off(id)   the VM ended by itself
     changed         an optional threading.Event that is set when something may have changed
+    kill            set here: to be called with an instance's id before its address may be another's
 
 Instances that are no longer running are ended, in whatever order the double forgets them. Everything is
 in the caller's network and pid namespace (pytest_run.py --isolated, scripts/demo): what is left when the
@@ -47,6 +48,7 @@ class Vm:
     index: int
     pid: int
     directory: pathlib.Path
+    killed: bool = False  # the double is about to say that it does not run
 
 
 def make_node_network(address, link="vpc0"):
@@ -73,6 +75,7 @@ class CloudBoot:
         self.logs.mkdir(parents=True, exist_ok=True)
         # The VM's PID 1 outlives its helper: whoever starts VMs is to reap them.
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        cloud.kill = self.kill
         self.thread = threading.Thread(target=self.watch, daemon=True)
         self.thread.start()
 
@@ -92,7 +95,7 @@ class CloudBoot:
         for instance in list(self.vms):
             if instance not in running:
                 self.end(instance)
-            elif self.has_ended(instance):
+            elif self.has_ended(instance) and not self.vms[instance].killed:
                 self.end(instance)
                 self.cloud.power_off(instance)
         for instance, machine in running.items():
@@ -113,6 +116,15 @@ class CloudBoot:
         pid = int((directory / "init").read_text().split()[1])
         with self.lock:
             self.vms[instance] = Vm(index, pid, directory)
+
+    def kill(self, instance):
+        """Any thread. The watch sees the rest to its end."""
+        with self.lock:
+            vm = self.vms.get(instance)
+            if vm:
+                vm.killed = True
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(vm.pid, signal.SIGKILL)
 
     def has_ended(self, instance):
         with contextlib.suppress(ChildProcessError):
