@@ -33,8 +33,19 @@
 #define STOP_MS 10000   /* for a child's own end; then it is killed */
 #define PAUSE_US 300000 /* before another try, and for others to go first */
 
+/* Our child is ready, there is no way back. */
+static void settle(struct keeper *k)
+{
+    struct err err = ERR_INIT;
+    k->phase = PHASE_SERVING;
+    if (!IS_STORE(&k->peers[0]) && fdpass_listen(k->config->socket, &k->listen_fd, &err) < 0)
+        log_error("no keeper can take over while the predecessor is there: %s", err_text(&err));
+}
+
 void handover_relay(struct keeper *k, const struct peer *from, const struct fdpass *m)
 {
+    if (!from && k->phase == PHASE_TRYING && fdpass_has(m, "READY"))
+        settle(k);
     for (struct peer *p = k->peers; p < k->peers + ARRAY_SIZE(k->peers); p++)
         if (p != from && p->fd >= 0 && fdpass_send(p->fd, m->text, m->len, m->fds, m->n_fds) < 0)
             shutdown(p->fd, SHUT_RDWR); /* the loop finds it gone */
@@ -54,22 +65,22 @@ void handover_forget(struct peer *p)
     *p = NO_PEER;
 }
 
-/* As a successor once more, behind who is it already. What the child has sent is in its queue still. */
-static void start_over(struct keeper *k)
+/* As a successor once more. What the child has sent is in its queue still. */
+static void start_over(struct keeper *k, useconds_t pause)
 {
     k->phase = PHASE_WAITING;
     if (k->pid > 0 && kill(k->pid, SIGKILL) == 0)
         waitpid(k->pid, NULL, 0);
-    k->pid = 0;
-    k->due = 0;
+    k->due = k->pid = 0;
+    usleep(pause);
 }
 
-/* Takes fd. */
-static int join(struct keeper *k, struct peer *p, int fd, struct err *err)
+/* Takes fd. Who comes begins. */
+static int join(struct keeper *k, struct peer *p, int fd, bool comes, struct err *err)
 {
-    int own = k->config->argv ? k->notify_fd : -1;
+    int queue = k->config->argv ? k->notify_fd : -1;
     *p = (struct peer){.fd = fd, .queue = -1};
-    int r = fdtable_exchange(&k->store, fd, own, &p->queue, err);
+    int r = fdtable_exchange(&k->store, fd, comes, queue, &p->queue, err);
     if (r == 0)
         log_info("with a %s; %zu descriptors", IS_STORE(p) ? "store" : "keeper", k->store.n);
     else
@@ -77,33 +88,37 @@ static int join(struct keeper *k, struct peer *p, int fd, struct err *err)
     return r < 0 ? err_wrap(err, r, "another keeper at %s", k->config->socket) : 0;
 }
 
-/* Listens, or becomes the peer of who does; a store also takes its place. */
+/* Listens, or becomes the peer of who does; a store also takes its place. Who has taken ours while we
+ * stood by was ready. */
 void handover_meet(struct keeper *k)
 {
     struct err err = ERR_INIT;
     struct peer *p = &k->peers[0];
-    int fd = -1, r = fdpass_meet(k->config->socket, TIMEOUT_MS, &fd, &err);
-    if (r > 0) {
-        k->listen_fd = fd;
-        k->phase = PHASE_SERVING;
+    bool stood_by = k->phase == PHASE_STANDING_BY;
+    int fd = -1, r = fdpass_meet(k->config->socket, TIMEOUT_MS, &fd, &k->listen_fd, &err);
+    k->phase = stood_by || k->listen_fd >= 0 ? PHASE_SERVING : k->phase;
+    if (k->listen_fd >= 0)
         return;
-    }
-    r = r < 0 ? r : join(k, p, fd, &err);
+    r = r < 0 ? r : join(k, p, fd, true, &err);
     if (r == 0 && !k->config->argv)
         r = fdpass_listen(k->config->socket, &k->listen_fd, &err);
     if (r < 0) {
         log_error("%s", err_text(&err));
         handover_forget(p);
         /* Who has just died may be connected to for another moment. */
-        k->ended = k->store.n == 0 && k->phase == PHASE_WAITING && r != -ECONNRESET;
+        k->ended = r != -ECONNRESET && r != -EPIPE && k->phase == PHASE_WAITING && k->store.n == 0;
         k->status = k->ended ? EXIT_FAILURE : 0;
-        usleep(PAUSE_US);
+        usleep(k->ended ? 0 : PAUSE_US);
         return;
     }
-    if (k->config->argv && !IS_STORE(p))
-        start_over(k);
-    if (!k->config->argv || k->phase == PHASE_WAITING)
-        say(k, k->config->argv ? "STOP=1" : "READY=1");
+    if (k->config->argv && !IS_STORE(p) && !stood_by)
+        start_over(k, 0);
+    if (!k->config->argv)
+        say(k, "READY=1");
+    else if (k->phase == PHASE_WAITING)
+        say(k, "STOP=1");
+    else if (!IS_STORE(p))
+        keeper_retire(k);
 }
 
 void handover_accept(struct keeper *k)
@@ -111,7 +126,7 @@ void handover_accept(struct keeper *k)
     struct peer *p = &k->peers[k->peers[0].fd < 0 ? 0 : 1];
     struct err err = ERR_INIT;
     int fd = -1, r = fdpass_accept(k->listen_fd, TIMEOUT_MS, &fd, &err);
-    if (r < 0 || join(k, p, fd, &err) < 0)
+    if (r < 0 || join(k, p, fd, false, &err) < 0)
         log_warn("%s", err_text(&err));
     else if (k->config->argv && IS_STORE(p))
         close(TAKE_FD(k->listen_fd));
@@ -126,11 +141,12 @@ static void stopped(struct keeper *k)
 
 static void obey(struct keeper *k, const struct peer *p, const struct fdpass *m)
 {
-    if (!k->config->argv) {
+    bool stands_by = k->phase == PHASE_STANDING_BY && k->pid == 0;
+    if (fdpass_has(m, "READY") && (k->config->argv ? stands_by : IS_STORE(p))) {
+        keeper_retire(k);
+    } else if (!k->config->argv) {
         if (fdpass_has(m, "STOP") && (k->peers[0].fd < 0 || k->peers[1].fd < 0))
             say(k, "START=1");
-        else if (fdpass_has(m, "READY") && IS_STORE(p))
-            keeper_retire(k);
     } else if (fdpass_has(m, "STOP") && k->phase == PHASE_SERVING) {
         log_info("a successor has all %zu descriptors: ending %s", k->store.n, k->config->argv[0]);
         k->phase = PHASE_STANDING_BY;
@@ -141,8 +157,6 @@ static void obey(struct keeper *k, const struct peer *p, const struct fdpass *m)
             stopped(k);
     } else if (fdpass_has(m, "STOPPED") && k->phase == PHASE_WAITING) {
         k->phase = PHASE_TRYING;
-    } else if (fdpass_has(m, "READY") && k->phase == PHASE_STANDING_BY && k->pid == 0) {
-        keeper_retire(k);
     } else if (fdpass_has(m, "START")) {
         k->phase = PHASE_SERVING;
     }
@@ -154,21 +168,24 @@ static void lost(struct keeper *k, struct peer *p)
     log_info("the %s at the other end is gone", kept ? "store" : "keeper");
     keeper_drain(k, p->queue, p);
     handover_forget(p);
-    if (!k->config->argv) {
+    if (!k->config->argv)
         say(k, "START=1");
-    } else if (kept && succeeds) {
-        start_over(k);
-        usleep(PAUSE_US);
-    } else {
+    else if (kept && succeeds)
+        start_over(k, PAUSE_US);
+    else if (k->phase == PHASE_STANDING_BY)
+        close(TAKE_FD(k->listen_fd));
+    else
         k->phase = PHASE_SERVING;
-    }
 }
 
 void handover_receive(struct keeper *k, struct peer *p)
 {
     struct err err = ERR_INIT;
     struct fdpass m;
-    if (fdpass_receive(p->fd, MSG_DONTWAIT, &m) <= 0 || m.cut) {
+    int r = fdpass_receive(p->fd, MSG_DONTWAIT, &m);
+    if (r < 0) /* not gone: again, when the kernel has room */
+        return;
+    if (r == 0 || m.cut) {
         fdpass_close(&m);
         lost(k, p);
         return;
@@ -190,12 +207,4 @@ bool handover_child_died(struct keeper *k)
         k->ended = true;
     }
     return k->ended || k->phase == PHASE_STANDING_BY;
-}
-
-void handover_settled(struct keeper *k)
-{
-    struct err err = ERR_INIT;
-    k->phase = PHASE_SERVING;
-    if (!IS_STORE(&k->peers[0]) && fdpass_listen(k->config->socket, &k->listen_fd, &err) < 0)
-        log_error("no keeper can take over while the predecessor is there: %s", err_text(&err));
 }

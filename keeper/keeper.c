@@ -4,9 +4,11 @@
  * nothing is interrupted and pid 1's special dispositions do not apply), and other keepers. Memory
  * is taken at the start and never after.
  *
- * A message is looked at in the queue, handed to the peers and applied, and only then taken out: who
- * holds the queue too (handover.c) finds it there if we die in between. Any process of root or of
- * our user may send, not only the child: the command may be a script that runs the real program.
+ * A message is looked at in the queue, handed to the peers, and only then taken out: who holds the
+ * queue too (handover.c) finds it there if we die in between. What is applied is what was taken out:
+ * a peer that takes us for dead reads the queue as well, and each message must be with one of us at
+ * least, until we meet again. Any process of root or of our user may send, not only the child: the
+ * command may be a script that runs the real program.
  * When the child dies the queue is read before anything else: what it sent just before its death
  * is its successor's.
  *
@@ -55,14 +57,13 @@ static void start(struct keeper *k)
 /* Short pauses: the shim gives a silent agent 30 s. Growing: who cannot start burns a processor. */
 static void plan_restart(struct keeper *k, int status)
 {
-    int64_t now = clock_mono_ms();
-    if (now - k->started_at >= k->config->settled / MS)
-        k->pause_ms = k->config->restart_min / MS;
+    int64_t now = clock_mono_ms(), lived = now - k->started_at;
+    k->pause_ms = lived >= k->config->settled / MS ? 0 : k->pause_ms * 2;
+    k->pause_ms = MAX(k->pause_ms, k->config->restart_min / MS);
+    k->pause_ms = MAX(MIN(k->pause_ms, k->config->restart_max / MS), 1);
     k->due = now + k->pause_ms;
     log_warn("%s ended with status %d after %lld ms; %zu descriptors kept; again in %lld ms",
-             k->config->argv[0], status, (long long)(now - k->started_at), k->store.n,
-             (long long)k->pause_ms);
-    k->pause_ms = MAX(MIN(k->pause_ms * 2, k->config->restart_max / MS), 1);
+             k->config->argv[0], status, (long long)lived, k->store.n, (long long)k->pause_ms);
 }
 
 static void child_died(struct keeper *k, int wstatus)
@@ -89,10 +90,8 @@ static void handle_signal(struct keeper *k, const struct signalfd_siginfo *info)
     while (sig == SIGCHLD && (pid = waitpid(-1, &wstatus, WNOHANG)) > 0)
         if (pid == k->pid)
             child_died(k, wstatus);
-    if (sig == SIGTERM || sig == SIGINT) {
-        k->asked_to_end = true;
-        k->ended = k->ended || k->pid == 0;
-    }
+    k->asked_to_end |= sig == SIGTERM || sig == SIGINT;
+    k->ended |= k->asked_to_end && k->pid == 0;
     /* From a terminal it went to the whole process group, the child included. */
     if (sig != SIGCHLD && k->pid > 0 && info->ssi_code != SI_KERNEL)
         kill(k->pid, sig);
@@ -100,28 +99,26 @@ static void handle_signal(struct keeper *k, const struct signalfd_siginfo *info)
 
 void keeper_retire(struct keeper *k)
 {
-    bool rests = getpid() == 1;
     k->phase = PHASE_RETIRED;
-    k->ended = !rests;
-    k->status = rests ? 0 : k->status;
+    k->ended = getpid() != 1;
+    k->status = k->ended ? k->status : 0;
     for (size_t i = 0; i < ARRAY_SIZE(k->peers); i++)
         handover_forget(&k->peers[i]);
     close(TAKE_FD(k->listen_fd));
     fdtable_done(&k->store);
-    log_info("the work goes on elsewhere%s", rests ? "; waiting to be ended" : "");
+    log_info("the work goes on elsewhere%s", k->ended ? "" : "; waiting to be ended");
 }
 
 void keeper_drain(struct keeper *k, int queue, const struct peer *from)
 {
     struct fdpass m;
-    for (; fdpass_receive(queue, MSG_PEEK | MSG_DONTWAIT, &m) >= 0; fdpass_skip(queue)) {
+    while (fdpass_receive(queue, MSG_PEEK | MSG_DONTWAIT, &m) >= 0) {
         struct err err = ERR_INIT;
-        bool good = fdpass_check(&m, &err) == 0;
-        if (good && !from && k->phase == PHASE_TRYING && fdpass_has(&m, "READY"))
-            handover_settled(k);
-        if (good)
+        if (fdpass_check(&m, NULL) == 0)
             handover_relay(k, from, &m);
-        if (!good || fdtable_apply(&k->store, &m, &err) < 0)
+        fdpass_close(&m);
+        if (fdpass_receive(queue, MSG_DONTWAIT, &m) >= 0 &&
+            (fdpass_check(&m, &err) < 0 || fdtable_apply(&k->store, &m, &err) < 0))
             log_warn("message of process %d refused: %s", (int)m.sender.pid, err_text(&err));
         fdpass_close(&m);
     }
@@ -214,7 +211,6 @@ int keeper_run(const struct keeper_config *config)
     k.listen_fd = -1;
     k.peers[0] = k.peers[1] = NO_PEER;
     k.phase = config->socket[0] ? PHASE_WAITING : PHASE_SERVING;
-    k.pause_ms = config->restart_min / MS;
     int r = init(&k, &err);
     if (r < 0)
         log_error("%s", err_text(&err));

@@ -51,10 +51,8 @@ void keeper_drain(struct keeper *k, int queue, const struct peer *from);
 void handover_meet(struct keeper *k);
 void handover_accept(struct keeper *k);
 void handover_receive(struct keeper *k, struct peer *p);
-/* Hands a message on to all peers but its sender. */
+/* Hands a message on to all peers but its sender; NULL: of our own child. */
 void handover_relay(struct keeper *k, const struct peer *from, const struct fdpass *m);
 /* True: the death is the hand-over's affair and no reason to start the child again. */
 bool handover_child_died(struct keeper *k);
-/* PHASE_TRYING: the child is ready, there is no way back. */
-void handover_settled(struct keeper *k);
 void handover_forget(struct peer *p);

@@ -3,7 +3,6 @@
 #include <stdio.h>
 
 #include "base/harden.h"
-#include "base/log.h"
 #include "base/opt.h"
 #include "base/str.h"
 #include "keeper/keeper.h"

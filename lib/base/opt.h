@@ -15,6 +15,7 @@
 
 #include "base/buf.h"
 #include "base/err.h"
+#include "base/log.h"
 
 enum opt_type {
     OPT_STRING,   /* char *, owned, never NULL: "" when unset */

@@ -126,13 +126,6 @@ int fdpass_receive(int fd, int flags, struct fdpass *m)
     return n > 0 || m->n_fds > 0;
 }
 
-void fdpass_skip(int fd)
-{
-    /* Without room for them, the kernel drops the descriptors. */
-    while (recv(fd, NULL, 0, MSG_DONTWAIT | MSG_TRUNC) < 0 && errno == EINTR)
-        ;
-}
-
 void fdpass_close(struct fdpass *m)
 {
     for (size_t i = 0; i < m->n_fds; i++)
@@ -268,8 +261,8 @@ static int listen_at(const char *path, int *ret_fd, struct err *err)
     int r = fdpass_address(beside, &address, &len, err);
     if (r < 0)
         return r;
-    _cleanup_close_ int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     unlink(beside);
+    _cleanup_close_ int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     /* Linux gives the name the mode of the unbound socket: never a moment open. */
     if (fd < 0 || fchmod(fd, 0600) < 0 || bind(fd, (struct sockaddr *)&address, len) < 0 ||
         listen(fd, BACKLOG) < 0 || rename(beside, path) < 0)
@@ -286,7 +279,8 @@ int fdpass_listen(const char *path, int *ret_fd, struct err *err)
     return r < 0 ? r : listen_at(path, ret_fd, err);
 }
 
-int fdpass_meet(const char *path, int64_t timeout_ms, int *ret_fd, struct err *err)
+int fdpass_meet(const char *path, int64_t timeout_ms, int *ret_fd, int *ret_listener,
+                struct err *err)
 {
     _cleanup_close_ int guard = -1, fd = -1;
     struct sockaddr_un address;
@@ -309,8 +303,7 @@ int fdpass_meet(const char *path, int64_t timeout_ms, int *ret_fd, struct err *e
     }
     if (errno != ENOENT && errno != ECONNREFUSED)
         return err_errno(err, -errno, "connecting to %s", path);
-    r = listen_at(path, ret_fd, err);
-    return r < 0 ? r : 1;
+    return listen_at(path, ret_listener, err);
 }
 
 int fdpass_accept(int listener, int64_t timeout_ms, int *ret_fd, struct err *err)

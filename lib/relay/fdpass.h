@@ -31,8 +31,6 @@ int fdpass_send_to(int fd, const struct sockaddr_un *to, socklen_t to_len, const
 /* 1: a message, its descriptors are the caller's, as numbers that rise; 0: the end of a
  * connection, or an empty message; or a negative errno. With MSG_PEEK it stays in the queue. */
 int fdpass_receive(int fd, int flags, struct fdpass *m);
-/* Takes the first message from the queue and drops it. */
-void fdpass_skip(int fd);
 void fdpass_close(struct fdpass *m);
 /* The value of the first line KEY=..., not terminated; NULL: no such line. */
 const char *fdpass_value(const struct fdpass *m, const char *key, size_t *ret_len);
@@ -53,8 +51,9 @@ bool fdpass_trusted(const struct ucred *who);
 /* 0: whole, and from such a sender. */
 int fdpass_check(const struct fdpass *m, struct err *err);
 /* Connects to who listens at path, or, where nobody does, listens there (0600); of several that
- * come at once exactly one listens. 0: connected; 1: listens. -EPERM: somebody else's. */
-int fdpass_meet(const char *path, int64_t timeout_ms, int *ret_fd, struct err *err);
+ * come at once exactly one listens. Sets one of the two. -EPERM: somebody else's. */
+int fdpass_meet(const char *path, int64_t timeout_ms, int *ret_fd, int *ret_listener,
+                struct err *err);
 /* Listens at path, in the place of who does so now: at no moment does nobody. */
 int fdpass_listen(const char *path, int *ret_fd, struct err *err);
 /* A connection, each send and receive bounded by timeout_ms (then -EAGAIN). */

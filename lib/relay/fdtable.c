@@ -12,10 +12,10 @@
  * where a keeper dies); others of that name stand beside it, as with systemd. They are never
  * polled: FDPOLL=0 is the only way, asked for or not.
  *
- * Exchange: both sides do the same, in turns: each sends a batch of the messages that a child would
- * send, MORE or END behind it, and then takes one. Whose batch comes has applied the one before, so
- * each acknowledges the other's. END comes alone, and both have said it at last: then all that they
- * gave is at the other side. They keep it too.
+ * Exchange, in turns: each side sends a batch of the messages that a child would send, MORE or END
+ * behind it, and takes one. Whose batch comes has applied the one before, so each acknowledges the
+ * other's. END comes alone, and both have said it at last. Who began ends last: he may act on it, for
+ * the other one has everything, and knows it. Both keep what they gave.
  *
  * The environment of commands is laid out once; what changes from child to child are the contents of
  * three of its strings, which the child writes. So nothing here needs memory but the table itself.
@@ -42,7 +42,6 @@ void fdtable_init(struct fdtable *t)
     getrlimit(RLIMIT_NOFILE, &limit);
     limit.rlim_cur = MAX(limit.rlim_cur, MIN(limit.rlim_max, 1U << 20));
     setrlimit(RLIMIT_NOFILE, &limit);
-    t->n = 0;
     t->max = MIN((size_t)limit.rlim_cur / 4 * 3, FDTABLE_MAX);
 }
 
@@ -66,8 +65,7 @@ static int read_name(const struct fdpass *m, char ret[FDSTORE_NAME_MAX + 1], str
     if (!good)
         return err_set(err, -EINVAL, "a name of %zu bytes; allowed: 1 to %d, no blanks, no colon",
                        len, FDSTORE_NAME_MAX);
-    memcpy(ret, name, len);
-    ret[len] = '\0';
+    snprintf(ret, FDSTORE_NAME_MAX + 1, "%.*s", (int)len, name);
     return 0;
 }
 
@@ -110,7 +108,7 @@ int fdtable_apply(struct fdtable *t, struct fdpass *m, struct err *err)
 }
 
 /* n entries from i on, and the word behind them. */
-static int give(const struct fdtable *t, size_t i, size_t n, int fd, int extra)
+static int give(const struct fdtable *t, size_t i, size_t n, int fd, int extra, struct err *err)
 {
     const char *word = n > 0 ? "MORE=1" : "END=1";
     char text[64];
@@ -120,10 +118,12 @@ static int give(const struct fdtable *t, size_t i, size_t n, int fd, int extra)
         stpcpy(stpcpy(text, "FDSTORE=1\nFDNAME="), e->name);
         r = fdpass_send(fd, text, strlen(text), &e->fd, 1);
     }
-    return r < 0 ? r : fdpass_send(fd, word, strlen(word), &extra, extra >= 0 ? 1 : 0);
+    r = r < 0 ? r : fdpass_send(fd, word, strlen(word), &extra, extra >= 0 ? 1 : 0);
+    return r < 0 ? err_errno(err, r, "giving") : 0;
 }
 
-int fdtable_exchange(struct fdtable *t, int fd, int extra, int *ret_extra, struct err *err)
+int fdtable_exchange(struct fdtable *t, int fd, bool begins, int extra, int *ret_extra,
+                     struct err *err)
 {
     size_t ours = t->n, i = 0, n = 1;
     bool more = true;
@@ -132,8 +132,8 @@ int fdtable_exchange(struct fdtable *t, int fd, int extra, int *ret_extra, struc
     for (; r == 0 && (n > 0 || more); i += n) {
         struct fdpass m = {.n_fds = 0};
         n = MIN(ours - i, BATCH);
-        r = give(t, i, n, fd, extra);
-        r = r < 0 ? err_errno(err, r, "giving") : fdpass_hear(fd, &m, err);
+        r = begins ? give(t, i, n, fd, extra, err) : 0;
+        r = r < 0 ? r : fdpass_hear(fd, &m, err);
         while (r == 0 && fdpass_has(&m, "FDSTORE"))
             r = fdtable_apply(t, &m, err) < 0 ? err->code : fdpass_hear(fd, &m, err);
         more = fdpass_has(&m, "MORE");
@@ -142,6 +142,7 @@ int fdtable_exchange(struct fdtable *t, int fd, int extra, int *ret_extra, struc
         closep(ret_extra);
         *ret_extra = m.n_fds > 0 ? TAKE_FD(m.fds[0]) : -1;
         fdpass_close(&m);
+        r = r < 0 || begins ? r : give(t, i, n, fd, extra, err);
     }
     return r;
 }

@@ -32,10 +32,11 @@ void fdtable_done(struct fdtable *t);
  * -EINVAL: a bad message. -ENOSPC: a limit; err says which. */
 int fdtable_apply(struct fdtable *t, struct fdpass *m, struct err *err);
 
-/* With who does the same at the other end of a seqpacket connection: both then have what either
- * had. Each may give one descriptor more, -1: none; *ret_extra is the caller's in any case. 0: all
- * has come, and all of ours has arrived. */
-int fdtable_exchange(struct fdtable *t, int fd, int extra, int *ret_extra, struct err *err);
+/* With who does the same at the other end of a seqpacket connection, where one of the two begins: both
+ * then have what either had. Each may give one descriptor more, -1: none; *ret_extra is the caller's
+ * in any case. 0: all has come; who began knows that the other one says 0 too. */
+int fdtable_exchange(struct fdtable *t, int fd, bool begins, int extra, int *ret_extra,
+                     struct err *err);
 
 /* Lays out the environment of commands; notify_path is their NOTIFY_SOCKET. */
 void fdtable_exec_init(const char *notify_path);

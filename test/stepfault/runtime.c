@@ -26,6 +26,7 @@
 #include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/pidfd.h>
+#include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -173,7 +174,7 @@ STEP(int, socketpair, (int d, int t, int p, int v[2]), (d, t, p, v), -1, EMFILE)
 STEP(int, bind, (int fd, const struct sockaddr *a, socklen_t l), (fd, a, l), -1, EADDRINUSE)
 STEP(int, listen, (int fd, int n), (fd, n), -1, EADDRINUSE)
 STEP(int, accept4, (int fd, struct sockaddr *a, socklen_t *l, int f), (fd, a, l, f), -1, EMFILE)
-STEP(int, connect, (int fd, const struct sockaddr *a, socklen_t l), (fd, a, l), -1, ECONNREFUSED)
+STEP(int, connect, (int fd, const struct sockaddr *a, socklen_t l), (fd, a, l), -1, ENOBUFS)
 STEP(int, setsockopt, (int fd, int l, int o, const void *v, socklen_t n), (fd, l, o, v, n), -1,
      ENOBUFS)
 STEP(int, getsockopt, (int fd, int l, int o, void *v, socklen_t *n), (fd, l, o, v, n), -1, ENOBUFS)
@@ -182,6 +183,7 @@ STEP(int, renameat, (int d, const char *a, int e, const char *b), (d, a, e, b), 
 STEP(int, unlink, (const char *p), (p), -1, EIO)
 STEP(int, unlinkat, (int d, const char *p, int f), (d, p, f), -1, EIO)
 STEP(int, rmdir, (const char *p), (p), -1, EIO)
+STEP(char *, mkdtemp, (char *p), (p), NULL, ENOSPC)
 STEP(int, symlink, (const char *a, const char *b), (a, b), -1, ENOSPC)
 STEP(ssize_t, readlink, (const char *p, char *b, size_t n), (p, b, n), -1, EIO)
 STEP(int, stat, (const char *p, struct stat *s), (p, s), -1, EIO)
@@ -196,10 +198,13 @@ STEP(int, ftruncate, (int fd, off_t n), (fd, n), -1, EIO)
 STEP(int, fallocate, (int fd, int m, off_t o, off_t n), (fd, m, o, n), -1, ENOSPC)
 STEP(int, flock, (int fd, int op), (fd, op), -1, ENOLCK)
 STEP(int, pipe2, (int v[2], int f), (v, f), -1, EMFILE)
+STEP(int, signalfd, (int fd, const sigset_t *m, int f), (fd, m, f), -1, EMFILE)
+STEP(int, close_range, (unsigned a, unsigned b, int f), (a, b, f), -1, ENOSYS)
 STEP(int, eventfd, (unsigned n, int f), (n, f), -1, EMFILE)
 STEP(int, dup2, (int a, int b), (a, b), -1, EMFILE)
 STEP(int, dup3, (int a, int b, int f), (a, b, f), -1, EMFILE)
 STEP(pid_t, fork, (void), (), -1, EAGAIN)
+STEP(int, execvp, (const char *p, char *const *a), (p, a), -1, EACCES)
 STEP(int, execve, (const char *p, char *const *a, char *const *e), (p, a, e), -1, EACCES)
 STEP(int, pidfd_open, (pid_t p, unsigned f), (p, f), -1, EMFILE)
 STEP(int, pidfd_send_signal, (int fd, int s, siginfo_t *i, unsigned f), (fd, s, i, f), -1, EPERM)

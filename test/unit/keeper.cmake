@@ -23,5 +23,5 @@ if(BUILD_TESTING AND NOT PP_SANITIZE)
   add_dependencies(test_keeper_kills peerpod-keeper)
 endif()
 pp_fuzz_target(keeper peer DEPS pp_keeper
-  PARSER "keeper/handover.c:(?!handover_meet|handover_child_died|handover_settled|handover_relay).*"
+  PARSER "keeper/handover.c:(?!handover_meet|handover_child_died|handover_relay|settle|start_over).*"
     "lib/relay/fdtable.c:(fdtable_exchange|fdtable_apply|add|read_name)")

@@ -247,6 +247,8 @@ struct fixture {
     char dir[64], path[96];
     int listener, conn;
     pid_t keeper, child;
+    int status; /* of the keeper, once ended() is true */
+    int log;    /* its standard error; 0: ours */
     char reply[MESSAGE];
     char store[MESSAGE]; /* what the last hello said */
 };
@@ -298,6 +300,8 @@ static void start_keeper_in(struct fixture *f, const char *const *words, unsigne
         prctl(PR_SET_PDEATHSIG, SIGKILL);
         if (getppid() != parent && getppid() != 0) /* 0: in another pid namespace */
             _exit(1);
+        if (f->log > 0)
+            dup2(f->log, STDERR_FILENO);
         if (preload)
             setenv("LD_PRELOAD", preload, 1);
         setenv("LISTEN_FDS", "7", 1); /* not the child's business */
@@ -372,6 +376,65 @@ static int keeper_status(struct fixture *f)
     f->keeper = 0;
     assert_true(WIFEXITED(status));
     return WEXITSTATUS(status);
+}
+
+/* As meet() and ask(), of a child that may die meanwhile. */
+static bool try_meet(struct fixture *f)
+{
+    struct pollfd p = {.fd = f->listener, .events = POLLIN};
+    int n = 0;
+
+    if (poll(&p, 1, 0) != 1)
+        return false;
+    closep(&f->conn);
+    f->conn = accept4(f->listener, NULL, NULL, SOCK_CLOEXEC);
+    ssize_t len = recv(f->conn, f->reply, sizeof(f->reply) - 1, 0);
+    if (len <= 0)
+        return false;
+    f->reply[len] = '\0';
+    assert_int_equal(sscanf(f->reply, "hello %d %n", &f->child, &n), 1);
+    snprintf(f->store, sizeof(f->store), "%s", f->reply + n);
+    return true;
+}
+
+static bool try_hear(struct fixture *f, int ms)
+{
+    struct pollfd p = {.fd = f->conn, .events = POLLIN};
+
+    if (f->conn < 0 || poll(&p, 1, ms) != 1)
+        return false;
+    ssize_t len = recv(f->conn, f->reply, sizeof(f->reply) - 1, 0);
+    f->reply[MAX(len, 0)] = '\0';
+    if (len <= 0)
+        close(TAKE_FD(f->conn));
+    return len > 0;
+}
+
+static bool try_ask(struct fixture *f, const char *command)
+{
+    return f->conn >= 0 && send(f->conn, command, strlen(command), MSG_NOSIGNAL) > 0 &&
+           try_hear(f, WAIT_MS);
+}
+
+/* Not by waitpid: that would take a stop away from the tracing thread. */
+static bool is_alive(pid_t pid)
+{
+    char path[32], text[64] = "";
+
+    snprintf(path, sizeof(path), "/proc/%d/stat", (int)pid);
+    _cleanup_close_ int fd = open(path, O_RDONLY | O_CLOEXEC);
+    ssize_t n = fd < 0 ? -1 : read(fd, text, sizeof(text) - 1);
+    const char *state = n > 0 ? strchr(text, ')') : NULL;
+    return state && state[2] != 'Z' && state[2] != 'X';
+}
+
+static bool ended(struct fixture *f)
+{
+    if (f->keeper > 0 && !is_alive(f->keeper)) {
+        waitpid(f->keeper, &f->status, WNOHANG);
+        f->keeper = 0;
+    }
+    return f->keeper == 0;
 }
 
 /* What main does in all of them; -1: run the tests. */

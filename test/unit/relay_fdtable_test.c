@@ -191,7 +191,7 @@ static void *take(void *arg)
 {
     struct taker *t = arg;
 
-    t->result = fdtable_exchange(&t->table, t->fd, -1, &t->extra, &t->err);
+    t->result = fdtable_exchange(&t->table, t->fd, false, -1, &t->extra, &t->err);
     if (t->result < 0)
         shutdown(t->fd, SHUT_RDWR);
     return NULL;
@@ -210,7 +210,7 @@ static int exchange(struct fdtable *from, struct taker *t, struct err *err)
     t->fd = pair[1];
     t->extra = -1;
     assert_int_equal(pthread_create(&thread, NULL, take, t), 0);
-    int r = fdtable_exchange(from, pair[0], own, &none, err);
+    int r = fdtable_exchange(from, pair[0], true, own, &none, err);
     shutdown(pair[0], SHUT_RDWR);
     pthread_join(thread, NULL);
     assert_int_equal(none, -1);
