@@ -47,6 +47,7 @@
 #define SERVICE "hypervisor.Hypervisor"
 #define SANDBOX "317c7ae2f000000000000000000000000000000000000000000000000000001"
 #define DELETED_MS 60000
+#define PATIENCE_MS 60000 /* a machine may stand still for half a minute */
 #define ORPHAN_MS 1000
 #define SHIM_PATIENCE_MS 30000
 #define IDLE_US 20000
@@ -345,7 +346,7 @@ static int die_and_come_back(struct subject *s, struct err *err)
 
     if (pid <= 0 || kill(pid, SIGKILL) < 0)
         return err_set(err, -ESRCH, "no daemon to kill");
-    for (int64_t until = clock_mono_ms() + 20000; clock_mono_ms() < until; usleep(20000)) {
+    for (int64_t until = clock_mono_ms() + PATIENCE_MS; clock_mono_ms() < until; usleep(20000)) {
         struct err e = ERR_INIT;
         if (daemon_pid() != pid && status(s, &e) == 0)
             return 0;
@@ -408,7 +409,7 @@ static int orphan(void *arg, struct err *err)
 /* The operator's word again: the daemon may have died with it, and forgets what it could not do. */
 static int recover_orphan(void *arg, _unused_ int result, struct err *err)
 {
-    int64_t until = clock_mono_ms() + 20000;
+    int64_t until = clock_mono_ms() + PATIENCE_MS;
 
     for (;;) {
         struct err e = ERR_INIT;
@@ -427,7 +428,7 @@ static int recover_orphan(void *arg, _unused_ int result, struct err *err)
 static int recover(void *arg, _unused_ int result, struct err *err)
 {
     struct subject *s = arg;
-    int64_t until = clock_mono_ms() + 20000;
+    int64_t until = clock_mono_ms() + PATIENCE_MS;
 
     for (;;) {
         struct err e = ERR_INIT;
@@ -524,7 +525,7 @@ static int takeover(void *arg, struct err *err)
     if (r < 0)
         return r;
     pid_t keepers[] = {s->keeper, start_node(NULL)}, ended = 0;
-    for (int64_t until = clock_mono_ms() + 30000; clock_mono_ms() < until; usleep(20000)) {
+    for (int64_t until = clock_mono_ms() + PATIENCE_MS; clock_mono_ms() < until; usleep(20000)) {
         struct err e = ERR_INIT;
         pid_t pid = waitpid(-1, NULL, WNOHANG);
         if (pid == keepers[0] || pid == keepers[1])
@@ -549,7 +550,7 @@ static int change_node(struct subject *s, const struct trouble *trouble, struct 
         waitpid(daemon, NULL, 0);
     }
     s->keeper = start_node(trouble);
-    for (int64_t until = clock_mono_ms() + 20000; clock_mono_ms() < until; usleep(10000)) {
+    for (int64_t until = clock_mono_ms() + PATIENCE_MS; clock_mono_ms() < until; usleep(10000)) {
         struct err e = ERR_INIT;
         if (status(s, &e) == 0)
             return 0;
