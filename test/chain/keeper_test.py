@@ -206,13 +206,18 @@ def test_successor_that_cannot_serve(world_with):
     pod.end(old)
 
 
-def test_both_killed_alone(world_with):
+@pytest.mark.parametrize("store", (False, True), ids=("alone", "and-the-store"))
+def test_all_that_holds_is_killed(world_with, store):
     """Nothing holds the pod's connections: it ends, with a closed connection, and nothing is left behind."""
-    world = world_with(meets=False)
+    world = world_with(meets=store)
+    if store:
+        world.store()
     container = world.container()
     path = container.run_pod()
     with Client(path) as agent:
         assert agent.call("any", "Echo", b"x").payload == b"x"
+        if store:
+            world.kill_store()
         container.kill()
         with pytest.raises((ttrpc.Closed, ConnectionError)):
             agent.call("any", "Echo", b"x")

@@ -189,6 +189,13 @@ def test_killed_again_and_again(node):
         # The agent's socket, the listener, and a socket for each of the four connections, to no limit.
         assert properties(vm_pid_one, FORWARDER, "NRestarts", "NFileDescriptorStore", "RestartUSec",
                           "StartLimitIntervalUSec", "Restart") == [str(KILLS), "6", "100ms", "0", "always"]
+        # A restart that is asked for, as an upgrade does, and a SIGTERM of somebody's.
+        for words in (["systemctl", "restart", SERVICE], ["systemctl", "kill", "--kill-who=main", SERVICE]):
+            old = node.daemon_pid()
+            subprocess.run(["nsenter", "-t", str(systemd), "-m", "-p", *words], check=True)
+            wait_for(lambda last=old: node.daemon_pid() not in (0, last), 20)
+            for caller in callers:
+                caller.goes_on()
         # Both at once.
         for name in ("cloud-api-adapt", "agent-protocol-"):
             os.kill(pids_of(name)[0], signal.SIGKILL)

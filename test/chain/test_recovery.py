@@ -171,6 +171,31 @@ def test_a_full_disk_does_not_end_the_pods(node_with, short_dir):
     node.wait_gone()
 
 
+def test_the_provider_cannot_be_reached_at_start(node_with, short_dir):
+    """Pods run on, StopVM is answered, and what it asks for is done when the provider is back."""
+    place, more = short_dir / "bin", short_dir / "more"
+    place.mkdir()
+    more.write_text("")
+    shutil.copy(BIN / "peerpod-keeper", place)
+    script = place / "cloud-api-adaptor"
+    script.write_text(f'#!/bin/sh\nexec {BIN.resolve()}/cloud-api-adaptor "$@" $(cat {more})\n')
+    script.chmod(0o755)
+    node = node_with("-reconcile-interval", "300ms", adaptor=script)
+    with Client(node.run_pod(), timeout=10) as agent:
+        check(agent)
+        more.write_text("-fail-list -fail-create before -fail-deletes 1000000")
+        kill(node)
+        wait_for(lambda: node.log().count("reconciling with the provider: -fail-list") > 2)
+        check(agent)
+        assert node.stop_vm().code == ttrpc.OK
+        assert agent.closed_by_peer()
+    wait_for(lambda: "-fail-deletes" in node.record()["last_error"] or "-fail-deletes" in node.log())
+    assert node.record()["state"] == "deleting" and node.instances()
+    more.write_text("")
+    kill(node)
+    node.wait_gone()
+
+
 # -- the end that is asked for --
 
 @pytest.fixture

@@ -7,19 +7,23 @@ import contextlib
 import json
 import os
 import pathlib
+import random
 import re
 import resource
 import shutil
+import signal
 import socket
+import struct
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 import ttrpc
 from conftest import BIN, Program, wait_for
 from edits import edited
-from node import AGENT, HEALTH, Node, agent_command
+from node import AGENT, HEALTH, Node, agent_command, comm
 from ttrpc import Client, field, message, request
 
 PEER = BIN / "plainpeer"
@@ -294,6 +298,82 @@ def test_a_restart_of_the_daemon_closes_and_serves_again(stock_node):
             while True:
                 shim.read(1)  # the answer (there is no such method) may have been quicker
     wait_for(node.serves)
+    check_calls(path)
+    assert node.stop_vm().code == ttrpc.OK
+    node.wait_gone()
+
+
+class Torrent(threading.Thread):
+    """Echoes of random bytes, as many at once as go; then what has arrived is judged to the byte."""
+
+    def __init__(self, path):
+        super().__init__(daemon=True)
+        self.client, self.answers, self.got = Client(path, timeout=20), {}, bytearray()
+        assert self.client.silent(0.05), "something of another connection's"
+        self.start()
+
+    def run(self):
+        stream = 1
+        with contextlib.suppress(OSError):
+            while True:
+                payload = os.urandom(random.choice((10, 3000, 200000)))
+                # the Go library leaves a status of OK out
+                self.answers[stream] = [ttrpc.frame(stream, status + field(2, payload), ttrpc.RESPONSE)
+                                        for status in (b"", field(1, b""))]
+                self.client.send(ttrpc.frame(stream, request(AGENT, "Echo", payload)))
+                stream += 2
+
+    def read_to_the_end(self):
+        with contextlib.suppress(ConnectionResetError):  # what we sent last was not read
+            while part := self.client.sock.recv(1 << 20):
+                self.got += part
+        self.client.sock.shutdown(socket.SHUT_RDWR)
+        self.join(20)
+        assert not self.is_alive()
+        self.client.close()
+
+    def judge(self):
+        """Whole answers, each once, each right; the last one may be cut."""
+        at = whole = 0
+        while len(self.got) - at >= 10:
+            length, stream = struct.unpack(">II", self.got[at:at + 8])
+            answers = [a for a in self.answers.pop(stream, []) if len(a) == 10 + length]
+            assert answers, f"answer {whole} at {at}, of stream {stream}: {bytes(self.got[at:at + 200])}"
+            answer = answers[0]
+            assert self.got[at:at + len(answer)] == answer[:len(self.got) - at], f"stream {stream}"
+            at += len(answer)
+            whole += at <= len(self.got)
+        return whole
+
+
+def forwarder_pids():
+    return [int(p.name) for p in pathlib.Path("/proc").glob("[0-9]*")
+            if comm(p.name).startswith("agent-protocol-")]
+
+
+@pytest.mark.parametrize("forwarder", ["stock", "ours"])
+def test_a_death_cuts_and_never_corrupts(stock_node, forwarder):
+    """Of the daemon, by both signals, and of the forwarder: the shim gets what is right, then the end."""
+    node = stock_node(forwarder='"$0.peer" forwarder' if forwarder == "stock" else '"$0.real"')
+    path, chance, whole = node.run_pod(), random.Random(), 0
+
+    def daemon_pids():
+        return [pid for pid in [node.daemon_pid()] if pid]
+
+    for victims, signum in [(daemon_pids, signal.SIGKILL), (daemon_pids, signal.SIGTERM),
+                            (forwarder_pids, signal.SIGKILL)] * 3:
+        torrents = [Torrent(path) for _ in range(2)]
+        time.sleep(10 ** chance.uniform(-2.5, -0.3))
+        before = wait_for(victims)
+        for pid in before:
+            os.kill(pid, signum)
+        for torrent in torrents:
+            torrent.read_to_the_end()
+            whole += torrent.judge()
+        wait_for(lambda old=before, now=victims: now() and not set(now()) & set(old))
+        wait_for(node.serves)
+    print(f"{whole} whole answers")
+    assert whole > 30
     check_calls(path)
     assert node.stop_vm().code == ttrpc.OK
     node.wait_gone()
