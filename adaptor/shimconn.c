@@ -356,9 +356,13 @@ static void on_out_room(void *owner)
         conn_end(c, false, "the far side has ended");
 }
 
+/* A shim that has got the agent's end and has said its own looks like one that has hung up, and is not:
+ * its last bytes are still to be delivered. */
 static void on_broken(void *owner, int error)
 {
-    conn_end(owner, true, error ? strerror(-error) : "closed by the shim");
+    struct shimconn *c = owner;
+    if (error != 0 || !relay_out_finished(c->relay) || c->far_gone || finished_both_ways(c))
+        conn_end(c, true, error ? strerror(-error) : "closed by the shim");
 }
 
 static const struct pump_ops pump_callbacks = {

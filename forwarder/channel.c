@@ -22,7 +22,8 @@
  *       and still goes to the shim (DestroySandbox's answer comes with the agent's exit), at the
  *       latest after LEFTOVER_MS it is removed with a reason;
  *     - when the far side closes it: its connection to the agent is closed at once, which is how
- *       the agent learns that nobody waits for its answers.
+ *       the agent learns that nobody waits for its answers; but behind the far side's last byte where
+ *       that has come, for we have said that we hold it.
  *
  * Everything happens in one function, progress(): whoever moved something calls it, it lets the
  * edit run and kicks both neighbours. It is cheap when there is nothing to do. A full file system
@@ -57,6 +58,7 @@ struct agent_channel {
     bool starved;            /* the last run met a full file system */
     bool fin_acked;          /* the far side knows that the agent has finished */
     int64_t dead_at; /* 0: the agent's connection lives; else when it ended (clock_mono_ms) */
+    int64_t left_at; /* 0: the far side is there; else when it went, having said all */
     char why[128];   /* why it ended */
     struct agent_channel *next;
 };
@@ -132,10 +134,20 @@ static bool all_delivered(const struct agent_channel *ch)
     return ch->fin_acked && relay_in_tail(ch->relay) == relay_in_head(ch->relay);
 }
 
+static bool is_over(int64_t since)
+{
+    return clock_mono_ms() - since > LEFTOVER_MS;
+}
+
 /* True when the channel is no more. */
 static bool end_if_complete(struct agent_channel *ch)
 {
-    if (ch->dead_at > 0 && (all_delivered(ch) || clock_mono_ms() - ch->dead_at > LEFTOVER_MS)) {
+    if (ch->left_at > 0 &&
+        (ch->dead_at > 0 || relay_out_finished(ch->relay) || is_over(ch->left_at))) {
+        channel_end(ch, "the far side is gone, and the agent has its last bytes");
+        return true;
+    }
+    if (ch->dead_at > 0 && (all_delivered(ch) || is_over(ch->dead_at))) {
         remove_channel(ch, ch->why);
         return true;
     }
@@ -150,6 +162,8 @@ static bool end_if_complete(struct agent_channel *ch)
 /* True when the channel is no more. */
 static bool progress(struct agent_channel *ch)
 {
+    if (ch->left_at > 0) /* nobody wants the answers, and the agent must not wait for room */
+        edit_in_ack(ch->edit, relay_in_head(ch->relay));
     int r = edit_run(ch->edit);
     ch->starved = r == -ENOSPC;
     if (r < 0 && r != -ENOSPC && ch->dead_at == 0) {
@@ -251,7 +265,12 @@ static void op_gone(void *ep, const char *reason)
 {
     struct agent_channel *ch = ep;
     ch->link = NULL;
-    channel_end(ch, reason);
+    if (!edit_rx_has_fin(ch->edit) || ch->dead_at > 0) {
+        channel_end(ch, reason);
+        return;
+    }
+    ch->left_at = clock_mono_ms();
+    progress(ch);
 }
 
 static const struct channel_ops tunnel_side = {

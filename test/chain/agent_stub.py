@@ -8,6 +8,8 @@ in the pod VM. By method name, whatever the service:
   Hold     answered with the payload when 200 of them are there, the last first
   Never    no answer
   Last     so many bytes as the payload says (decimal), and the agent closes the connection behind them
+  Deaf     answered, and nothing will be said behind it; what comes is read a second later, and its length
+           goes to DIRECTORY/Deaf.<stream>
   others   the whole frame goes to DIRECTORY/<method>.<stream>, the answer is empty and OK
 A body of more than 4 MiB is read, thrown away and answered InvalidArgument, as ttrpc-rust does."""
 import os
@@ -16,6 +18,7 @@ import socket
 import struct
 import sys
 import threading
+import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 
@@ -65,6 +68,14 @@ def serve(sock, directory):
                 respond(sock, lock, stream, b"l" * int(payload))
                 sock.close()
                 return
+            elif method == "Deaf":
+                respond(sock, lock, stream)
+                sock.shutdown(socket.SHUT_WR)
+                time.sleep(1.3)
+                size = sum(len(part) for part in iter(lambda: sock.recv(1 << 16), b""))
+                part = pathlib.Path(directory, "deaf.part")
+                part.write_text(str(size))
+                part.rename(pathlib.Path(directory, f"Deaf.{stream}"))
             elif method != "Never":
                 name = pathlib.Path(directory) / f"{method}.{stream}"
                 name.with_name("part").write_bytes(header + body)

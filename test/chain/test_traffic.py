@@ -218,3 +218,16 @@ def test_what_the_agent_said_last_reaches_a_slow_reader(shim_socket, half_closed
         time.sleep(1.3)
         assert shim.answer(1).payload == b"l" * size
         assert shim.closed_by_peer()
+
+
+def test_what_the_shim_said_last_reaches_a_slow_agent(shim_socket):
+    """Both have said that they say no more, the shim is gone, and the forwarder still holds bytes of its."""
+    with Client(shim_socket) as shim:
+        shim.start("s", "Deaf", stream=5)
+        assert shim.answer(5).code == ttrpc.OK
+        data = frame(7, request("s", "Big", b"d" * (400 << 10)))
+        shim.send(data)
+        shim.sock.shutdown(socket.SHUT_WR)
+        assert shim.closed_by_peer()
+        time.sleep(0.3)
+    assert seen("Deaf", 5) == b"%d" % len(data)
