@@ -366,6 +366,8 @@ def test_a_death_cuts_and_never_corrupts(stock_node, forwarder):
 
     for victims, signum in [(daemon_pids, signal.SIGKILL), (daemon_pids, signal.SIGTERM),
                             (forwarder_pids, signal.SIGKILL)] * 2:
+        with Client(path, timeout=20) as first:  # a stock forwarder dials its agent once, within the first call
+            assert first.call(HEALTH, "Check", b"").code == ttrpc.OK
         torrents = [Torrent(path) for _ in range(2)]
         time.sleep(10 ** chance.uniform(-2.5, -0.3))
         before = wait_for(victims)
