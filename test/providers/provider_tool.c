@@ -94,7 +94,7 @@ static int take_number(const char *word, const char *key, uint64_t max, uint64_t
     return v && str_to_u64(v, max, ret) == 0;
 }
 
-static int take_word(struct wanted *w, const char *word, struct err *err)
+static int take_word(struct wanted *w, char *word, struct err *err)
 {
     const char *v;
     uint64_t n;
@@ -118,8 +118,9 @@ static int take_word(struct wanted *w, const char *word, struct err *err)
     else if (str_eq(word, "external"))
         w->request.external_network = true;
     else if (strchr(word, '=') && w->n_tags < INSTANCE_TAGS_MAX) {
-        const char *eq = strchr(word, '=');
-        w->tags[w->n_tags++] = (struct tag){str_asprintf("%.*s", (int)(eq - word), word), eq + 1};
+        char *eq = strchr(word, '=');
+        *eq = '\0';
+        w->tags[w->n_tags++] = (struct tag){word, eq + 1};
     } else
         return err_set(err, -EINVAL, "what is '%s'?", word);
     return 0;
@@ -145,6 +146,7 @@ static int create(struct provider *p, char **words)
         w.request.user_data = w.data ? w.data : plain;
         r = p->type->create(p, current, &w.request, &made, &err);
     }
+    free(w.data);
     return report(r, &made, &err);
 }
 
