@@ -202,6 +202,12 @@ def test_apf_json_with_and_without_our_certificates(stock_node, certs):
     node.wait_gone()
 
 
+@pytest.mark.parametrize("client", ["self", "rsa-client"])
+def test_a_client_certificate_without_an_authority(stock_node, certs, client):
+    """The forwarder is told to believe that very certificate."""
+    check_pod(stock_node(daemon=["-cert-file", certs / f"{client}.crt", "-cert-key", certs / f"{client}.key"]))
+
+
 def test_skip_verify_takes_any_server(stock_node, certs):
     check_pod(stock_node(custom(certs, "expired", "self"), [
         "-tls-skip-verify", "-cert-file", certs / "self.crt", "-cert-key", certs / "self.key"]))
