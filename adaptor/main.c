@@ -106,6 +106,7 @@ static int check_mode(const struct adaptor_config *config, struct err *err)
 {
     if (str_eq(config->forwarder_compat, "upstream"))
         return plainmode_check(config, err);
+    plainmode_tell_unused(config);
     return 0;
 }
 

@@ -136,6 +136,27 @@ int plainmode_check(const struct adaptor_config *c, struct err *err)
     return check_files(c, err);
 }
 
+void plainmode_tell_unused(const struct adaptor_config *c)
+{
+    const struct {
+        const char *flag;
+        bool given;
+    } options[] = {
+        {"-ca-cert-file", !str_empty(c->ca_cert_file)},
+        {"-cert-file", !str_empty(c->cert_file)},
+        {"-cert-key", !str_empty(c->cert_key)},
+        {"-tls-min-version", !str_empty(c->tls_min_version)},
+        {"-tls-cipher-suites", c->tls_cipher_suites && *c->tls_cipher_suites},
+        {"-tls-skip-verify", c->tls_skip_verify},
+        {"-disable-tls", c->disable_tls},
+    };
+    for (size_t i = 0; i < ARRAY_SIZE(options); i++)
+        if (options[i].given)
+            log_warn("%s has no effect with -forwarder-compat native: TLS 1.3 always, and each end "
+                     "knows the other by its key",
+                     options[i].flag);
+}
+
 /* -- apf.json -- */
 
 static int issue_new(struct sandbox *sb, struct apf *apf, struct err *err)

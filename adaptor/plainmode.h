@@ -14,6 +14,8 @@ struct plainmode;
 
 /* The options of plain mode, and the files that they name. */
 int plainmode_check(const struct adaptor_config *config, struct err *err);
+/* In native mode: a warning for each of them that was given. */
+void plainmode_tell_unused(const struct adaptor_config *config);
 /* What the forwarder must know: keys of apf.json. Makes the server's certificate when it is ours to
  * make, and keeps it (not its key) in the sandbox's directory. */
 int plainmode_fill_apf(struct sandbox *sb, struct apf *apf, struct err *err);

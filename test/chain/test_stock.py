@@ -685,3 +685,16 @@ def test_options_that_make_no_sense_end_the_daemon(short_dir, flags, words):
     program = Program(node.argv(), short_dir / "log")
     wait_for(lambda: not program.alive())
     assert program.stop() == 2 and words in program.log(), program.log()
+
+
+def test_native_mode_says_which_options_it_has_no_use_for(short_dir):
+    """Nobody is to believe that -disable-tls or an authority of theirs had an effect."""
+    flags = [["-ca-cert-file", "/nowhere/ca.crt"], ["-cert-file", "/nowhere/a.crt"], ["-cert-key", "/nowhere/a.key"],
+             ["-tls-min-version", "VersionTLS13"], ["-tls-cipher-suites", SUITE_128], ["-tls-skip-verify"],
+             ["-disable-tls"]]
+    node = PlainNode(short_dir, "-forwarder-compat", "native", *sum(flags, []), keeper=False)
+    program = Program(node.argv(), short_dir / "log")
+    wait_for(node.serves)
+    program.stop()
+    for flag, *_ in flags:
+        assert program.log().count(f": {flag} has no effect with -forwarder-compat native") == 1, program.log()
