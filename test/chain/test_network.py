@@ -13,8 +13,8 @@ import sys
 import pytest
 import ttrpc
 from conftest import wait_for
-from node import HEALTH, SANDBOX, Node, comm, make_netns
-from ttrpc import Client
+from node import HEALTH, HYPERVISOR, SANDBOX, Node, comm, make_netns
+from ttrpc import Client, message
 
 TRAFFIC = pathlib.Path(__file__).resolve().parent.parent / "podnet" / "traffic.py"
 OTHER = "4" * 64
@@ -118,6 +118,46 @@ def test_the_forwarder_starts_again_in_a_running_network(node, run):
     fetch(address)
     assert run_in(podns, "ip", "-o", "link", "show", "eth0").split(":")[0] == before
     assert node.vm_log().count("pod network: eth0 has 10.99.1.7/24, MTU 1450") == 2
+
+
+def vxlan_links(name):
+    links = json.loads(ip(f"-n {name} -j link show type vxlan") or "[]")
+    return [(link["ifindex"], link["ifname"]) for link in links if link]
+
+
+def filters(name):
+    """How many lines tc has of eth0 and of the tunnel."""
+    return [len(subprocess.check_output(["tc", "-n", name, "filter", "show", "dev", dev, "ingress"],
+                                        text=True).splitlines())
+            for dev in ("eth0", *(n for _, n in vxlan_links(name)))]
+
+
+def test_the_network_is_found_again(node_with):
+    """Of a pod whose daemon dies while it starts: links and filters as of one that was left in peace, once; they
+    may be made anew. When it runs they stay what they are."""
+    node = node_with("-boot-delay", "1s")
+    shown = []
+    for number, sandbox, deaths in ((1, SANDBOX, 0), (2, OTHER, 3)):
+        name = f"cni-{number}"
+        assert node.create(sandbox, netns=attached_netns(number)[0]).code == ttrpc.OK
+        links = []
+        with Client(node.socket, timeout=30) as shim:
+            shim.start(HYPERVISOR, "StartVM", message((1, sandbox)))
+            for n in range(deaths + 1):
+                if n == deaths:
+                    assert shim.answer().code == ttrpc.OK
+                links.append(wait_for(lambda: vxlan_links(name) and filters(name)[0] and vxlan_links(name)))
+                old = node.daemon_pid()
+                os.kill(old, signal.SIGKILL)
+                wait_for(lambda last=old: node.serves() and node.daemon_pid() not in (0, last))
+        assert all(len(there) == 1 for there in links) and vxlan_links(name) == links[-1], links
+        shown.append(filters(name))
+    assert shown[0] == shown[1] and min(shown[0]) > 0, shown
+    for sandbox in (SANDBOX, OTHER):
+        assert node.stop_vm(sandbox).code == ttrpc.OK
+        wait_for(lambda s=sandbox: s not in node.sandboxes())
+    for number in (1, 2):
+        ip(f"netns del cni-{number}")
 
 
 def run_in(netns, *argv):
