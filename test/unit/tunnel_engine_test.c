@@ -251,6 +251,11 @@ static bool daemon_gone(struct world *w)
     return w->daemon.eps[1]->gone;
 }
 
+static bool second_gone(struct world *w)
+{
+    return w->daemon.eps[2]->gone;
+}
+
 static void test_close(void **state)
 {
     struct world *w = world_new();
@@ -266,18 +271,22 @@ static void test_close(void **state)
 
     open_channel(w, 2, 300000, 100, false);
     w->forwarder.open_result = -ECONNREFUSED; /* data is on its way when the answer comes */
-    run(w, NULL, 50);
-    assert_true(w->daemon.eps[2]->gone);
+    assert_true(run(w, second_gone, 3000));
     assert_non_null(strstr(w->daemon.eps[2]->reason, "Connection refused"));
     assert_int_equal(w->daemon.downs, 0);
     world_free(w);
+}
+
+static bool daemon_down(struct world *w)
+{
+    return w->daemon.downs > 0;
 }
 
 static void go_down(struct world *w)
 {
     cut_close(w);
     w->refuse_all = true;
-    run(w, NULL, 50);
+    assert_true(run(w, daemon_down, 3000));
     assert_int_equal(w->daemon.downs, 1);
 }
 

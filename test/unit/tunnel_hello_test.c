@@ -139,13 +139,17 @@ static void test_pin_cannot_be_stored(void **state)
     world_free(w);
 }
 
+static bool not_retired(struct world *w)
+{
+    return strstr(w->forwarder.why, "retiring the enrolment secret") != NULL;
+}
+
 static void test_secret_cannot_be_retired(void **state)
 {
     struct world *w = world_enrolling();
     w->forwarder.enrolled_result = -EIO;
     world_start(w);
-    run(w, NULL, 300);
-    assert_non_null(strstr(w->forwarder.why, "retiring the enrolment secret"));
+    assert_true(run(w, not_retired, 3000));
     assert_int_equal(w->daemon.enrolled, 1);
     w->forwarder.enrolled_result = 0;
     assert_true(run(w, both_enrolled, 3000));
@@ -156,6 +160,18 @@ static void test_secret_cannot_be_retired(void **state)
 static bool newer_up(struct world *w)
 {
     return w->forwarder.downs > 0 && both_up(w);
+}
+
+static const struct side *older; /* of the test below */
+
+static bool older_up(struct world *w)
+{
+    return older->ups > 0;
+}
+
+static bool older_refused(struct world *w)
+{
+    return older->refusals > 0 && older->downs > 0 && both_up(w);
 }
 
 /* A second daemon (same key, next generation) replaces the first, which is then refused. */
@@ -173,12 +189,13 @@ static void test_newer_daemon_replaces(void **state)
     assert_int_equal(tunnel_new(&w->loop, &old.config, &side_ops, &old, &old.t, &err), 0);
     old.ups = old.downs = old.refusals = 0;
     tunnel_dial(old.t, (struct sockaddr *)&w->address, sizeof(w->address));
-    run(w, NULL, 50);
-    assert_int_equal(old.ups, 1);
+    older = &old;
+    assert_true(run(w, older_up, 3000));
     side_start(&w->daemon);
     assert_true(run(w, newer_up, 3000));
     assert_non_null(strstr(w->forwarder.why, "replaced by a newer connection"));
-    run(w, NULL, 300);
+    assert_true(run(w, older_refused, 3000));
+    assert_int_equal(old.ups, 1);
     assert_int_equal(old.downs, 1);
     assert_int_equal(old.refusals, 1);
     assert_non_null(strstr(old.refused, "daemon generation 1 is older"));
