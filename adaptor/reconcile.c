@@ -15,7 +15,8 @@
  *
  * The same look sees to sandboxes whose network namespace is gone (watch.c), which needs no list.
  *
- * A list that fails changes nothing, and is told to who asks. Grace begins when this process first
+ * A list that fails changes nothing, is told to who asks, and is asked for again in seconds, then
+ * ever later. Grace begins when this process first
  * sees the orphan, and is measured by a clock that nobody sets: a node that boots with a wrong time
  * must not find that all graces are over.
  * Deletions go through the pool's own allowance and are tried again at the next look.
@@ -29,11 +30,13 @@
 #include "base/log.h"
 
 #define LIST_DEADLINE_MS 120000
+#define AGAIN_MIN_MS 2000U
 
 struct reconcile {
     struct adaptor *adaptor;
     uv_timer_t timer;
-    struct job *job; /* the list in flight */
+    struct job *job;   /* the list in flight */
+    uint64_t again_ms; /* the last pause behind a look that failed; 0: it has not */
     struct orphan *orphans;
     unsigned n_orphans;
     int64_t looked_ms;  /* real time of the last list; 0: none yet */
@@ -308,13 +311,22 @@ static void apply(struct reconcile *r, const struct list_job *j)
 
 static void look(uv_timer_t *timer);
 
+/* Behind one that failed sooner, but ever later: nobody waits for minutes to see what is lost. */
+static void look_later(struct reconcile *r, bool good)
+{
+    uint64_t interval = (uint64_t)(r->adaptor->config->reconcile_interval_ns / 1000000);
+    r->again_ms = good ? 0 : MIN(MAX(2 * r->again_ms, AGAIN_MIN_MS), interval);
+    uv_timer_start(&r->timer, look, good ? interval : r->again_ms, 0);
+}
+
 static void list_done(void *arg, bool ran)
 {
     struct list_job *j = arg;
     struct reconcile *r = j->r;
     if (!r->freed) {
         r->job = NULL;
-        if (ran && j->result == 0) {
+        bool good = ran && j->result == 0;
+        if (good) {
             apply(r, j);
             r->looked_ms = clock_real_ms();
             r->trouble = ERR_INIT;
@@ -322,8 +334,7 @@ static void list_done(void *arg, bool ran)
             r->trouble = j->err;
             log_warn("reconciling with the provider: %s; trying again later", err_text(&j->err));
         }
-        uv_timer_start(&r->timer, look,
-                       (uint64_t)(r->adaptor->config->reconcile_interval_ns / 1000000), 0);
+        look_later(r, good);
     }
     job_ended(r);
     list_job_free(j);
@@ -339,8 +350,7 @@ static void look(uv_timer_t *timer)
                   j, &r->job, &err) < 0) {
         log_warn("reconciling with the provider: %s; trying again later", err_text(&err));
         list_job_free(j);
-        uv_timer_start(timer, look, (uint64_t)(r->adaptor->config->reconcile_interval_ns / 1000000),
-                       0);
+        look_later(r, false);
         return;
     }
     r->jobs++;
