@@ -88,8 +88,9 @@ def help_of(*words):
 
 
 def test_every_option_named_exists():
-    known = help_of("cloud-api-adaptor", "local", "--help") + help_of("peerpod-keeper", "--help") + \
-        help_of("peerpodctl", "orphans", "--help")
+    known = "".join(help_of(*words, "--help") for words in (
+        ("cloud-api-adaptor", "local"), ("cloud-api-adaptor", "aws"), ("peerpod-keeper",),
+        ("peerpodctl", "orphans")))
     named = set(re.findall(r"`(?:peerpodctl orphans )?(-[a-z]+(?:-[a-z]+)*)", PAGE))
     assert {"-grace-shim-gone", "-orphan-grace", "-cluster-uid", "-delete"} <= named
     missing = {flag for flag in named if not re.search(rf"(?<![a-z-]){flag}\b", known)}
