@@ -6,7 +6,8 @@
  * called when the socket polls ready and, behind the poll, once for any number of kicks; so bytes
  * that arrive in many small commits leave in one write, and no callback ever comes from inside a
  * kick. A kick with nothing to flush, and none of our side in the way of reading, is no turn of the
- * loop: each message would cost a second one. Behind a flush it reads without being told to: the
+ * loop: each message would cost a second one. What was read is taken out of the socket right before
+ * the next poll, when it has been sent on (relay.c says why). Behind a flush it reads without being told to: the
  * kernel runs a peer at once that was woken on this processor, so the next request often lies there
  * when the answer's write returns, and a turn of the loop is saved. Which readiness is polled for
  * follows from the last attempt: READABLE unless reading is blocked by our side (ring full, the
@@ -39,7 +40,8 @@ struct pump {
     uv_poll_t poll;
     uv_check_t check; /* active with idle: a run is due behind the next poll */
     uv_idle_t idle;
-    uv_timer_t timer; /* trims; after -ENOSPC tries again */
+    uv_prepare_t take; /* active while read bytes are still in the socket */
+    uv_timer_t timer;  /* trims; after -ENOSPC tries again */
     unsigned handles;
     int events;
     int64_t active_at;
@@ -130,6 +132,21 @@ static void break_off(struct pump *p, int error)
     p->ops->broken(p->owner, error);
 }
 
+static void on_take(uv_prepare_t *handle)
+{
+    struct pump *p = handle->data;
+    uv_prepare_stop(&p->take);
+    int r = relay_in_take(p->relay);
+    if (r < 0 && !p->broken)
+        break_off(p, r);
+}
+
+static void take_soon(struct pump *p)
+{
+    if (relay_in_untaken(p->relay) > 0)
+        uv_prepare_start(&p->take, on_take);
+}
+
 /* Both directions closed, or an error that recv will tell. */
 static bool look_hung_up(struct pump *p)
 {
@@ -176,6 +193,7 @@ static void read_some(struct pump *p)
 {
     size_t limit = p->ops->in_limit ? p->ops->in_limit(p->owner) : SIZE_MAX;
     ssize_t n = limit ? relay_in_read(p->relay, limit) : -ENOBUFS;
+    take_soon(p);
     p->no_space = n == -ENOSPC;
     p->read_blocked = n == -ENOBUFS || n == -ENOSPC;
     if (n == 0) {
@@ -235,12 +253,14 @@ int pump_start(uv_loop_t *loop, struct relay *relay, const struct pump_ops *ops,
     }
     uv_check_init(loop, &p->check);
     uv_idle_init(loop, &p->idle);
+    uv_prepare_init(loop, &p->take);
     uv_timer_init(loop, &p->timer);
     uv_unref((uv_handle_t *)&p->timer);
-    p->handles = 4;
-    p->poll.data = p->check.data = p->idle.data = p->timer.data = p;
+    p->handles = 5;
+    p->poll.data = p->check.data = p->idle.data = p->take.data = p->timer.data = p;
     poll_for(p, UV_READABLE | UV_PRIORITIZED);
-    run_soon(p); /* a recovered out ring may hold bytes */
+    run_soon(p);  /* a recovered out ring may hold bytes */
+    take_soon(p); /* and a predecessor may have read without taking */
     *ret = p;
     return 0;
 }
@@ -257,8 +277,10 @@ void pump_stop(struct pump *p)
     if (!p || p->stopped)
         return;
     p->stopped = true;
+    relay_in_take(p->relay); /* whatever it says: nobody reads any more */
     uv_close((uv_handle_t *)&p->poll, on_closed);
     uv_close((uv_handle_t *)&p->check, on_closed);
     uv_close((uv_handle_t *)&p->idle, on_closed);
+    uv_close((uv_handle_t *)&p->take, on_closed);
     uv_close((uv_handle_t *)&p->timer, on_closed);
 }

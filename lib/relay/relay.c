@@ -7,19 +7,21 @@
  * stored. So for every call that moves bytes the kernel keeps a count of its own, in an object
  * that outlives us because the keeper holds it too, and recovery believes that count.
  *
- * In (socket to ring). A plain recv() on a unix stream socket lowers SO_PEEK_OFF, once it is set,
- * by the bytes that it took, in the same breath as it takes them. The file stores in_base, and
+ * In (socket to ring). Bytes are read with MSG_PEEK, straight into the ring at the place that belongs
+ * to their offset, and taken out of the socket later, by a recv() that throws them away: to take them
+ * wakes a peer that waits for anything on its socket, and the scheduler runs it before us, so the
+ * bytes go on their way first (6 of 20 us at each end of an agent call). SO_PEEK_OFF, once it is set,
+ * counts both: a peek begins that far into the queue and raises it by what it read, a recv() lowers it
+ * by what it took, in the same breath. So it is what was read and not yet taken. The file stores
+ * in_base, and
  *
- *     received so far = in_base - SO_PEEK_OFF                                              (1)
+ *     received so far = in_base + SO_PEEK_OFF                                              (1)
  *
- * holds at all times, without a store per read. recv writes straight into the ring at the place
- * that belongs to the offset, so bytes and count cannot disagree. The option must never reach 0
- * (the kernel stops counting there): below RELAY_PEEK_MARK, with no read under way, we store
- * in_base_next, set the option back to the top, store in_base, clear in_base_next. Whoever finds
- * in_base_next set and the option at the top died behind the setsockopt, and in_base_next is the
- * base; with the option elsewhere (below the mark, then) the setsockopt never happened. Our own
- * bytes between the peer's (relay_in_inject) go into the ring first and count by one store to
- * in_base, which keeps (1). MSG_PEEK must never be used on this socket: it moves the option.
+ * holds at all times, without a store per read, but while bytes are taken: before that we store what
+ * was received in in_taking, which is the answer as long as it is not 0; then we take all there is,
+ * store the same in in_base, and clear in_taking. Our own bytes between the peer's
+ * (relay_in_inject) go into the ring first and count by one store to in_base, which keeps (1).
+ * An out-of-band byte is not in the stream and is not wanted here: such a connection may break.
  *
  * Out (ring to socket). A socket does not say how much was written to it, but sendmmsg(2) does: its
  * result is the number of messages, and how many bytes of each were taken it writes into msg_len of
@@ -72,7 +74,9 @@
 _Static_assert(RELAY_BLOCK == RING_BLOCK, "the file's layout is in units of the ring's blocks");
 _Static_assert(RELAY_RING_MAX == RING_SIZE_MAX, "one limit");
 _Static_assert(sizeof(struct relay_file) <= RELAY_FILE_HEADER, "the header is one page");
-_Static_assert(RELAY_RING_MAX < RELAY_PEEK_MARK, "one read never takes the option to 0");
+
+#define THROW_AWAY 8192 /* stays in the processor's cache */
+#define THROW_AWAY_PIECES 32
 
 struct relay {
     struct relay_file *file; /* mapped */
@@ -80,9 +84,9 @@ struct relay {
     int file_fd;
     int socket;
     struct ring in, out;
-    uint64_t in_head;  /* what (1) says, so that nobody needs to ask the kernel */
-    uint32_t peek_off; /* what SO_PEEK_OFF is */
-    bool shut;         /* SHUT_WR was done */
+    uint64_t in_head; /* what (1) says, so that nobody needs to ask the kernel */
+    uint32_t untaken; /* what SO_PEEK_OFF is */
+    bool shut;        /* SHUT_WR was done */
 };
 
 #define barrier() __atomic_signal_fence(__ATOMIC_SEQ_CST)
@@ -115,19 +119,23 @@ static int peek_set(int fd, int value)
 
 /* -- self-test -- */
 
+/* Two writes are one stream to a peek, which goes on where the last one ended. */
 static int test_peek_off(int a, int b)
 {
     char text[8];
-    int off, r = peek_set(a, 100);
+    int off, r = peek_set(a, 0);
 
     if (r < 0)
         return r;
-    if (send(b, "abcdef", 6, MSG_NOSIGNAL) != 6 || recv(a, text, 2, MSG_DONTWAIT) != 2)
+    if (send(b, "abc", 3, MSG_NOSIGNAL) != 3 || send(b, "def", 3, MSG_NOSIGNAL) != 3 ||
+        recv(a, text, 2, MSG_DONTWAIT | MSG_PEEK) != 2 ||
+        recv(a, text + 2, 6, MSG_DONTWAIT | MSG_PEEK) != 4 || memcmp(text, "abcdef", 6) != 0 ||
+        recv(a, text, 5, MSG_DONTWAIT) != 5)
         return -EIO;
     r = peek_get(a, &off);
     if (r < 0)
         return r;
-    return off == 98 ? 0 : -ENOSYS;
+    return off == 1 ? 0 : -ENOSYS;
 }
 
 /* As it is, whatever the C library makes of it. 1: msg_len says how much was taken; -1, errno. */
@@ -155,7 +163,7 @@ int relay_selftest(struct err *err)
         return err_errno(err, -errno, "relay self-test: socketpair");
     if (test_peek_off(s[0], s[1]) < 0)
         r = err_set(err, -ENOSYS,
-                    "this kernel does not lower SO_PEEK_OFF when it reads a unix socket: %s",
+                    "this kernel does not count in SO_PEEK_OFF what is read from a unix socket: %s",
                     meaning);
     if (r == 0 && test_send(s[0]) < 0)
         r = err_set(err, -ENOSYS, "this kernel does not count what sendmmsg has sent: %s", meaning);
@@ -214,7 +222,6 @@ static void write_header(struct relay_file *f, size_t ring_size)
     f->minor = RELAY_FILE_MINOR;
     f->ring_size = (uint32_t)ring_size;
     f->header_size = sizeof(*f);
-    store(&f->in_base, RELAY_PEEK_TOP);
     uint64_t magic;
     memcpy(&magic, RELAY_FILE_MAGIC, sizeof(magic));
     store((uint64_t *)(void *)f->magic, magic);
@@ -229,14 +236,13 @@ static int create_in(int file_fd, int socket, size_t ring_size, struct relay **r
     r = allocate_header(file_fd);
     if (r < 0)
         return r;
-    r = peek_set(socket, RELAY_PEEK_TOP);
+    r = peek_set(socket, 0);
     if (r < 0)
         return r;
     r = relay_map(file_fd, ring_size, ret);
     if (r < 0)
         return r;
     write_header((*ret)->file, ring_size);
-    (*ret)->peek_off = RELAY_PEEK_TOP;
     return 0;
 }
 
@@ -314,14 +320,15 @@ int relay_check_format(int dirfd, const char *path, struct err *err)
 /* Settles (1) in the copy. */
 static int settle_in(struct relay_file *f, int peek_off, const char *path, struct err *err)
 {
-    if (f->in_base_next != 0 && peek_off == RELAY_PEEK_TOP)
-        f->in_base = f->in_base_next;
-    f->in_base_next = 0;
-    if (peek_off < 0 || peek_off > (int)RELAY_PEEK_TOP || f->in_base > RELAY_OFFSET_MAX ||
-        f->in_base < (uint64_t)peek_off)
-        return err_set(err, -EBADMSG, "%s: bad base %" PRIu64 " for SO_PEEK_OFF %d", path,
-                       f->in_base, peek_off);
-    uint64_t head = f->in_base - (uint64_t)peek_off;
+    if (peek_off < 0 || f->in_taking > RELAY_OFFSET_MAX || f->in_base > RELAY_OFFSET_MAX ||
+        (f->in_taking != 0 && f->in_taking < (uint64_t)peek_off))
+        return err_set(err, -EBADMSG,
+                       "%s: bad base %" PRIu64 " (taking %" PRIu64 ") for SO_PEEK_OFF %d", path,
+                       f->in_base, f->in_taking, peek_off);
+    if (f->in_taking != 0)
+        f->in_base = f->in_taking - (uint64_t)peek_off;
+    f->in_taking = 0;
+    uint64_t head = f->in_base + (uint64_t)peek_off;
     if (f->in_tail > head || head - f->in_tail > f->ring_size || f->in_eof > 1)
         return err_set(err, -EBADMSG, "%s: bad in tail %" PRIu64 " for head %" PRIu64, path,
                        f->in_tail, head);
@@ -352,8 +359,8 @@ static void store_settled(struct relay_file *to, const struct relay_file *from)
 {
     if (to->in_base != from->in_base)
         store(&to->in_base, from->in_base);
-    if (to->in_base_next != from->in_base_next)
-        store(&to->in_base_next, from->in_base_next);
+    if (to->in_taking != from->in_taking)
+        store(&to->in_taking, from->in_taking);
 }
 
 static int recover_counts(struct relay_file *f, int socket, const char *path, int *ret_peek,
@@ -401,8 +408,8 @@ int relay_recover(int dirfd, const char *path, int socket, struct relay **ret, s
     if (r < 0)
         return err_errno(err, r, "mapping %s", path);
     TAKE_FD(fd);
-    relay->in_head = f.in_base - (uint64_t)peek_off;
-    relay->peek_off = (uint32_t)peek_off;
+    relay->in_head = f.in_base + (uint64_t)peek_off;
+    relay->untaken = (uint32_t)peek_off;
     r = recover_blocks(relay, &f);
     if (r < 0) {
         relay_close(relay);
@@ -431,39 +438,20 @@ int relay_socket(const struct relay *r)
 
 /* -- in -- */
 
-static int rebase(struct relay *r)
-{
-    uint64_t next = r->in_head + RELAY_PEEK_TOP;
-
-    store(&r->file->in_base_next, next);
-    int ret = peek_set(r->socket, RELAY_PEEK_TOP);
-    if (ret == 0) {
-        store(&r->file->in_base, next);
-        r->peek_off = RELAY_PEEK_TOP;
-    }
-    store(&r->file->in_base_next, 0);
-    return ret;
-}
-
 static size_t in_free(const struct relay *r)
 {
     return r->in.size - (size_t)(r->in_head - r->file->in_tail);
 }
 
-/* One recv, of at most room bytes: as relay_in_read, and *ret_full when there may be more. */
+/* One peek, of at most room bytes: as relay_in_read, and *ret_full when there may be more. */
 static ssize_t read_once(struct relay *r, size_t room, bool *ret_full)
 {
-    if (r->peek_off < RELAY_PEEK_MARK) {
-        int ret = rebase(r);
-        if (ret < 0)
-            return ret;
-    }
     ssize_t n, len = ring_room(&r->in, r->in_head, room);
     if (len < 0)
         return len;
     barrier();
     do
-        n = recv(r->socket, ring_at(&r->in, r->in_head), (size_t)len, MSG_DONTWAIT);
+        n = recv(r->socket, ring_at(&r->in, r->in_head), (size_t)len, MSG_DONTWAIT | MSG_PEEK);
     while (n < 0 && errno == EINTR);
     barrier();
     if (n < 0)
@@ -471,7 +459,7 @@ static ssize_t read_once(struct relay *r, size_t room, bool *ret_full)
     if (n == 0)
         store32(&r->file->in_eof, 1);
     r->in_head += (uint64_t)n;
-    r->peek_off -= (uint32_t)n;
+    r->untaken += (uint32_t)n;
     *ret_full = n == len;
     return n;
 }
@@ -491,6 +479,49 @@ ssize_t relay_in_read(struct relay *r, size_t limit)
     /* The ring's end, or a block that was not there, has cut it short. */
     ssize_t more = read_once(r, room - (size_t)n, &full);
     return more > 0 ? n + more : n;
+}
+
+/* A recv of what was peeked at, into the bin. > 0, or a negative errno. */
+static ssize_t throw_away(int socket, size_t len)
+{
+    uint8_t bin[THROW_AWAY];
+    struct iovec iov[THROW_AWAY_PIECES];
+    struct msghdr msg = {.msg_iov = iov};
+    ssize_t n;
+
+    for (; len > 0 && msg.msg_iovlen < ARRAY_SIZE(iov); msg.msg_iovlen++) {
+        iov[msg.msg_iovlen] = (struct iovec){bin, MIN(len, sizeof(bin))};
+        len -= iov[msg.msg_iovlen].iov_len;
+    }
+    barrier();
+    do
+        n = recvmsg(socket, &msg, MSG_DONTWAIT);
+    while (n < 0 && errno == EINTR);
+    barrier();
+    if (n < 0)
+        return -errno;
+    return n > 0 ? n : -EIO;
+}
+
+int relay_in_take(struct relay *r)
+{
+    if (r->untaken == 0)
+        return 0;
+    store(&r->file->in_taking, r->in_head);
+    while (r->untaken > 0) {
+        ssize_t n = throw_away(r->socket, r->untaken);
+        if (n < 0)
+            return n == -EAGAIN ? -EIO : (int)n; /* they are not there any more: not our doing */
+        r->untaken -= (uint32_t)n;
+    }
+    store(&r->file->in_base, r->in_head);
+    store(&r->file->in_taking, 0);
+    return 0;
+}
+
+size_t relay_in_untaken(const struct relay *r)
+{
+    return r->untaken;
 }
 
 uint64_t relay_in_head(const struct relay *r)

@@ -9,8 +9,8 @@
  * The state lies in a mapped file; the socket is also held by the keeper (or systemd), so that a new
  * process opens the same file on the same socket and goes on. One thread; every function does at
  * most one system call between two stores to the file. All functions are non-blocking. Offsets are
- * absolute stream positions from 0 and never wrap. The program never uses MSG_PEEK on the socket (it
- * moves SO_PEEK_OFF).
+ * absolute stream positions from 0 and never wrap. Nobody else reads or peeks at the socket (that
+ * would move SO_PEEK_OFF).
  */
 #pragma once
 
@@ -23,7 +23,7 @@
 
 struct relay;
 
-/* 0 when this kernel has what exactly-once needs (SO_PEEK_OFF lowered by recv on a unix stream,
+/* 0 when this kernel has what exactly-once needs (SO_PEEK_OFF counting on a unix stream,
  * sendmmsg's count in our memory), else -ENOSYS with an err that says which and what it means. */
 int relay_selftest(struct err *err);
 
@@ -52,10 +52,16 @@ int relay_socket(const struct relay *r); /* borrowed, for polling */
 
 /* -- in: socket to ring -- */
 
-/* One recv, a second one where the ring's end cut it short. > 0: bytes; 0: the peer will send no more (end of file, sticky);
- * -EAGAIN: nothing there; -ENOBUFS: ring full (wait for relay_in_ack); -ENOSPC: no blocks (try
- * again later); else the connection is broken. `limit`: at most so many bytes (SIZE_MAX: no). */
+/* One peek, a second one where the ring's end cut it short. > 0: bytes, which also stay in the socket
+ * until relay_in_take; 0: the peer will send no more (end of file, sticky); -EAGAIN: nothing there;
+ * -ENOBUFS: ring full (wait for relay_in_ack); -ENOSPC: no blocks (try again later); else the
+ * connection is broken. `limit`: at most so many bytes (SIZE_MAX: no). */
 ssize_t relay_in_read(struct relay *r, size_t limit);
+/* Takes out of the socket what was read: the peer gets its room back, and may run at once. To be
+ * called before the socket is polled again, which would find it readable, and before its last close:
+ * unread bytes in it are a reset to the peer. < 0: the connection is broken. */
+int relay_in_take(struct relay *r);
+size_t relay_in_untaken(const struct relay *r);
 uint64_t relay_in_head(const struct relay *r); /* received so far */
 uint64_t relay_in_tail(const struct relay *r); /* acknowledged so far */
 bool relay_in_eof(const struct relay *r);

@@ -15,20 +15,16 @@
 #include "relay/relay.h"
 
 #define RELAY_FILE_MAGIC "PPRELAY" /* with its NUL, 8 bytes */
-/* Tests raise them. Format 1, never released, had a pipe beside the socket. */
-#define RELAY_FILE_OLDEST 2 /* that is read */
+/* Tests raise them. Never released: format 1, with a pipe beside the socket, and format 2, whose reads
+ * took the bytes out of the socket at once. */
+#define RELAY_FILE_OLDEST 3 /* that is read */
 #ifndef RELAY_FILE_MAJOR
-#define RELAY_FILE_MAJOR 2
+#define RELAY_FILE_MAJOR 3
 #endif
 #ifndef RELAY_FILE_MINOR
 #define RELAY_FILE_MINOR 0
 #endif
 #define RELAY_FILE_HEADER 4096U /* allocated for the header; the struct is smaller */
-
-/* SO_PEEK_OFF starts here and is set back to it once it has fallen below the mark. The largest
- * single read (a ring, 2^24) is far below the mark, so the kernel's floor at 0 is never met. */
-#define RELAY_PEEK_TOP (1U << 30)
-#define RELAY_PEEK_MARK (1U << 29)
 
 /* Offsets beyond this are refused: no sum of ours can wrap. */
 #define RELAY_OFFSET_MAX ((uint64_t)1 << 62)
@@ -47,15 +43,15 @@ struct relay_call {
 struct relay_file {
     char magic[8]; /* stored last at creation: without it nothing was ever read */
     uint32_t major, minor;
-    uint32_t ring_size;    /* of both */
-    uint32_t header_size;  /* of this struct when the file was made */
-    uint64_t in_base;      /* received (injected included) = in_base - SO_PEEK_OFF */
-    uint64_t in_base_next; /* not 0: SO_PEEK_OFF is about to be, or was just, set to the top */
-    uint64_t in_tail;      /* acknowledged */
-    uint32_t in_eof;       /* the peer sends no more, and all of it was read */
-    uint32_t out_fin;      /* nothing comes behind the out head */
-    uint32_t out_slot;     /* which of the two counts */
-    uint32_t out_call;     /* which of the two counts: sent = base + msg_len, the out ring's tail */
+    uint32_t ring_size;   /* of both */
+    uint32_t header_size; /* of this struct when the file was made */
+    uint64_t in_base;     /* received (injected included) = in_base + SO_PEEK_OFF */
+    uint64_t in_taking;   /* not 0: received is this; what SO_PEEK_OFF counts is being taken */
+    uint64_t in_tail;     /* acknowledged */
+    uint32_t in_eof;      /* the peer sends no more, and all of it was read */
+    uint32_t out_fin;     /* nothing comes behind the out head */
+    uint32_t out_slot;    /* which of the two counts */
+    uint32_t out_call;    /* which of the two counts: sent = base + msg_len, the out ring's tail */
     struct relay_slot slot[2];
     struct relay_call call[2];
 #if RELAY_FILE_MINOR > 0
@@ -63,7 +59,7 @@ struct relay_file {
 #endif
 };
 
-/* Of version 2.0: no file has a smaller one. */
+/* Of version 3.0: no file has a smaller one. */
 #define RELAY_FILE_HEADER_MIN (offsetof(struct relay_file, call) + 2 * sizeof(struct relay_call))
 
 static inline off_t relay_file_in(void)

@@ -137,6 +137,7 @@ static void move(struct run *x, size_t piece)
     int r = relay_out_flush(x->relay);
     check(r == 0 || r == -EAGAIN);
     drain_agent(x);
+    check(relay_in_take(x->relay) == 0);
     relay_in_read(x->relay, edit_in_limit(x->edit));
     check(edit_run(x->edit) == 0);
     check(edit_in_ack(x->edit, relay_in_head(x->relay)) == 0);

@@ -41,6 +41,7 @@ static void use(struct edit *e, struct relay *relay)
         }
         check(edit_run(e) == 0);
         relay_out_flush(relay);
+        check(relay_in_take(relay) == 0);
         relay_in_read(relay, edit_in_limit(e));
         check(edit_run(e) == 0);
         check(edit_in_ack(e, relay_in_head(relay)) == 0);

@@ -52,7 +52,10 @@ static void use(struct relay *r)
     }
     if (at != relay_in_head(r))
         abort();
+    bool taken = relay_in_take(r) == 0;
     relay_in_read(r, SIZE_MAX);
+    if (taken && relay_in_take(r) < 0)
+        abort(); /* what was peeked at by ourselves is there */
     relay_in_inject(r, "inject", 6);
     if (relay_in_ack(r, relay_in_head(r)) != 0)
         abort();

@@ -101,7 +101,7 @@ static void check_steps(struct report *r)
 {
     static const char *const stores[] = {"magic",
                                          "in_base",
-                                         "in_base_next",
+                                         "in_taking",
                                          "in_tail",
                                          "in_eof",
                                          "out_fin",

@@ -7,10 +7,6 @@
  * uses the real keeper instead, and the worker accepts and stores its connections itself.) The
  * peers are a process of their own (traffic.c), so that they run while a tracer waits. All children
  * die with us.
- *
- * Between two lives the base is moved now and then: SO_PEEK_OFF down to just above the mark and
- * in_base with it, so that their difference, what was received, stays. 2^29 bytes would do the same
- * and take longer.
  */
 #include "relay/round.h"
 
@@ -26,7 +22,6 @@
 #include "base/clock.h"
 #include "base/fs.h"
 #include "base/str.h"
-#include "relay/relay_file.h"
 #include "relay/stream.h"
 
 #define STALL_MS 30000 /* without a byte, without a kill */
@@ -136,23 +131,6 @@ static bool enough(const struct round *r)
 static void stop_traffic(const struct round *r)
 {
     __atomic_store_n(&r->rig->shared->stop, 1, __ATOMIC_RELAXED);
-}
-
-static void move_base(struct round *r, int i, uint64_t above)
-{
-    _cleanup_close_ int file = openat(r->rig->dirfd, names[i], O_RDWR | O_CLOEXEC);
-    struct relay_file f = {0};
-    int fd = r->fds[i], now;
-    socklen_t len = sizeof(now);
-
-    if (file < 0 || pread(file, &f, sizeof(f), 0) < 0 || f.magic[0] == '\0' ||
-        f.in_base_next != 0 || getsockopt(fd, SOL_SOCKET, SO_PEEK_OFF, &now, &len) < 0)
-        return;
-    int next = (int)(RELAY_PEEK_MARK + stream_below(&r->rig->random, above));
-    f.in_base = f.in_base - (uint64_t)now + (uint64_t)next;
-    if (setsockopt(fd, SOL_SOCKET, SO_PEEK_OFF, &next, sizeof(next)) < 0 ||
-        pwrite(file, &f.in_base, sizeof(f.in_base), offsetof(struct relay_file, in_base)) < 0)
-        report_fail(r->rig->report, "moving a base: %s", strerror(errno));
 }
 
 /* The status of a worker that was not killed by us. true: the round is over. */
@@ -269,8 +247,7 @@ void round_random(struct rig *rig, uint64_t kills)
         init(&r, rig, goal);
         begin(&r, some_bytes(rig, 14, 14));
         while (!failed(&r) && !random_life(&r))
-            if (stream_below(&rig->random, 4) == 0)
-                move_base(&r, (int)stream_below(&rig->random, 2), 300000);
+            ;
         end(&r);
     }
 }
@@ -299,8 +276,7 @@ void round_steps(struct rig *rig, uint64_t kills)
         t.give_up = given_up;
         t.give_up_arg = &r;
         while (!failed(&r) && !traced_life(&r, &t))
-            if (stream_below(&rig->random, 4) == 0)
-                move_base(&r, (int)stream_below(&rig->random, 2), 20000);
+            ;
         end(&r);
     }
 }

@@ -173,7 +173,7 @@ static const char *field_name(uint64_t offset, char *other, size_t size)
         FIELD(ring_size),
         FIELD(header_size),
         FIELD(in_base),
-        FIELD(in_base_next),
+        FIELD(in_taking),
         FIELD(in_tail),
         FIELD(in_eof),
         FIELD(out_fin),

@@ -6,7 +6,7 @@
  * the offset held of a's stream, so a new process goes on from there and tells a.in only then that
  * it may forget. That is the daemon and the forwarder with the tunnel left out.
  *
- * Everything the relay can do takes part: reads that stop at a limit (the points of injection),
+ * Everything the relay can do takes part: reads that stop at a limit (the points of injection), takes,
  * injections, commits with and without a state of the owner's, trims at any time, half-closes. The
  * owner's state repeats the head that it was committed with, for the heads that has_user names, so
  * that recovery can tell that both were seen or neither.
@@ -73,6 +73,14 @@ static bool read_some(struct relay *r)
     if (n < 0 && n != -EAGAIN && n != -ENOBUFS)
         die("relay_in_read", (int)n, NULL);
     return n >= 0;
+}
+
+static void take(struct relay *r)
+{
+    int done = relay_in_take(r);
+
+    if (done < 0)
+        die("relay_in_take", done, NULL);
 }
 
 static bool copy_some(struct relay *from, struct relay *to)
@@ -144,7 +152,11 @@ static void worker_run(struct relay *a, struct relay *b, uint64_t seed)
         }
         if (stream_below(&seed, 64) == 0)
             relay_trim(r[stream_below(&seed, 2)]);
-        if (relay_out_finished(a) && relay_out_finished(b))
+        bool over = relay_out_finished(a) && relay_out_finished(b);
+        for (int i = 0; i < 2; i++) /* behind one read, or behind several */
+            if (over || !moved || stream_below(&seed, 4) == 0)
+                take(r[i]);
+        if (over)
             return;
         if (!moved)
             wait_for(r, full);

@@ -145,6 +145,8 @@ static bool feed(struct world *w, struct edit *e)
 static bool take(struct world *w, struct relay *r, struct edit *e)
 {
     const uint8_t *p;
+    if (relay_in_take(r) < 0)
+        abort();
     ssize_t got =
         relay_in_read(r, w->piece > 0 ? MIN(edit_in_limit(e), w->piece) : edit_in_limit(e));
     edit_run(e);

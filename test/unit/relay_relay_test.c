@@ -394,33 +394,73 @@ static void trim_gives_blocks_back(void **state)
     check_in(f->relay, RING, RING + 100);
 }
 
-/* Near the mark, as after 2^29 bytes; what 2^29 bytes do is the kill loop's long form. */
-static void base_moves_on(void **state)
+static int in_socket(const struct fixture *f)
 {
-    struct fixture *f = *state;
-    int low = RELAY_PEEK_MARK - 1, off;
-    socklen_t len = sizeof(off);
-
-    send_pattern(f->peer, 0, 50);
-    assert_int_equal(relay_in_read(f->relay, SIZE_MAX), 50);
-    relay_close(TAKE_PTR(f->relay));
-    int fd = openat(f->dirfd, FILE_NAME, O_RDWR | O_CLOEXEC);
-    uint64_t base = 50 + (uint64_t)low;
-    assert_int_equal(pwrite(fd, &base, 8, offsetof(struct relay_file, in_base)), 8);
-    close(fd);
-    assert_int_equal(setsockopt(f->kept, SOL_SOCKET, SO_PEEK_OFF, &low, sizeof(low)), 0);
-    assert_int_equal(recover(f, NULL), 0);
-    assert_int_equal(relay_in_head(f->relay), 50);
-    send_pattern(f->peer, 50, 50);
-    assert_int_equal(relay_in_read(f->relay, SIZE_MAX), 50);
-    getsockopt(f->kept, SOL_SOCKET, SO_PEEK_OFF, &off, &len);
-    assert_int_equal(off, RELAY_PEEK_TOP - 50);
-    restart(f);
-    assert_int_equal(relay_in_head(f->relay), 100);
-    check_in(f->relay, 0, 100);
+    int n = -1;
+    assert_int_equal(ioctl(f->kept, FIONREAD, &n), 0);
+    return n;
 }
 
-/* -- files that nobody should have written -- */
+static void expect_untaken(const struct fixture *f, int n)
+{
+    assert_int_equal(in_socket(f), n);
+    assert_int_equal(relay_in_untaken(f->relay), n);
+}
+
+static void what_is_read_is_taken_later(void **state)
+{
+    struct fixture *f = *state;
+
+    assert_int_equal(relay_in_take(f->relay), 0);
+    send_pattern(f->peer, 0, 100);
+    assert_int_equal(relay_in_read(f->relay, 60), 60);
+    assert_int_equal(relay_in_untaken(f->relay), 60);
+    assert_int_equal(in_socket(f), 100);
+    send_pattern(f->peer, 100, 50); /* another buffer of the kernel's */
+    assert_int_equal(relay_in_read(f->relay, SIZE_MAX), 90);
+    assert_int_equal(relay_in_read(f->relay, SIZE_MAX), -EAGAIN);
+    expect_untaken(f, 150);
+    restart(f); /* between the two */
+    expect_untaken(f, 150);
+    assert_int_equal(relay_in_head(f->relay), 150);
+    check_in(f->relay, 0, 150);
+    assert_int_equal(relay_in_inject(f->relay, "inject", 6), 0);
+    restart(f);
+    assert_int_equal(relay_in_head(f->relay), 156);
+    assert_int_equal(relay_in_take(f->relay), 0);
+    expect_untaken(f, 0);
+    restart(f);
+    assert_int_equal(relay_in_head(f->relay), 156);
+    send_pattern(f->peer, 156, 44);
+    assert_int_equal(relay_in_read(f->relay, SIZE_MAX), 44);
+    check_in(f->relay, 156, 200);
+}
+
+/* More than one recv of the bin takes. */
+static void much_is_taken(void **state)
+{
+    struct fixture *f = *state;
+    struct relay *big;
+    int s[2], n = -1;
+    struct err err = ERR_INIT;
+    _cleanup_free_ uint8_t *data = xcalloc(1, 1 << 20);
+
+    assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, s), 0);
+    int room = 4 << 20;
+    setsockopt(s[0], SOL_SOCKET, SO_SNDBUFFORCE, &room, sizeof(room));
+    assert_int_equal(relay_create(f->dirfd, "big", dup_of(s[1]), 1 << 20, &big, &err), 0);
+    ssize_t sent = send(s[0], data, 1 << 20, MSG_NOSIGNAL);
+    assert_true(sent > 100000);
+    while (relay_in_head(big) < (uint64_t)sent)
+        assert_true(relay_in_read(big, SIZE_MAX) > 0);
+    assert_int_equal(relay_in_untaken(big), sent);
+    assert_int_equal(relay_in_take(big), 0);
+    assert_int_equal(ioctl(s[1], FIONREAD, &n), 0);
+    assert_int_equal(n, 0);
+    relay_close(big);
+    close(s[0]);
+    close(s[1]);
+}
 
 static void overwrite(struct fixture *f, off_t at, const void *data, size_t len)
 {
@@ -428,6 +468,73 @@ static void overwrite(struct fixture *f, off_t at, const void *data, size_t len)
     assert_int_equal(pwrite(fd, data, len, at), len);
     close(fd);
 }
+
+/* As the predecessor leaves it that dies while it takes: behind one recv of several, behind the last. */
+static void death_while_taking(void **state)
+{
+    struct fixture *f = *state;
+    static const size_t taken[] = {0, 40, 100};
+    uint64_t head = 0;
+    uint8_t bin[100];
+
+    for (size_t i = 0; i < ARRAY_SIZE(taken); i++) {
+        send_pattern(f->peer, head, 100);
+        assert_int_equal(relay_in_read(f->relay, SIZE_MAX), 100);
+        head += 100;
+        relay_close(TAKE_PTR(f->relay));
+        overwrite(f, offsetof(struct relay_file, in_taking), &head, sizeof(head));
+        if (taken[i] > 0)
+            assert_int_equal(recv(f->kept, bin, taken[i], 0), taken[i]);
+        assert_int_equal(recover(f, NULL), 0);
+        assert_int_equal(relay_in_head(f->relay), head);
+        expect_untaken(f, (int)(100 - taken[i]));
+        restart(f);
+        assert_int_equal(relay_in_head(f->relay), head);
+        assert_int_equal(relay_in_take(f->relay), 0);
+        restart(f);
+        assert_int_equal(relay_in_head(f->relay), head);
+        expect_untaken(f, 0);
+    }
+    check_in(f->relay, 0, head);
+}
+
+static void what_somebody_else_took_breaks_the_connection(void **state)
+{
+    struct fixture *f = *state;
+    static const int off = 100;
+    uint8_t bin[100];
+
+    send_pattern(f->peer, 0, 100);
+    assert_int_equal(relay_in_read(f->relay, SIZE_MAX), 100);
+    assert_int_equal(recv(f->kept, bin, sizeof(bin), 0), 100);
+    assert_int_equal(relay_in_take(f->relay), -EIO);
+    restart(f);
+    assert_int_equal(relay_in_head(f->relay), 100);
+    assert_int_equal(setsockopt(f->kept, SOL_SOCKET, SO_PEEK_OFF, &off, sizeof(off)), 0);
+    close(TAKE_FD(f->peer));
+    restart(f);
+    assert_int_equal(relay_in_take(f->relay), -EIO);
+}
+
+/* Not in the stream: whatever becomes of it, no other byte is wrong. */
+static void an_out_of_band_byte(void **state)
+{
+    struct fixture *f = *state;
+
+    send_pattern(f->peer, 0, 100);
+    if (send(f->peer, "!", 1, MSG_OOB | MSG_NOSIGNAL) != 1)
+        return; /* a kernel without */
+    send_pattern(f->peer, 100, 100);
+    for (int i = 0; i < 4 && relay_in_head(f->relay) < 200; i++) {
+        relay_in_read(f->relay, SIZE_MAX);
+        if (relay_in_take(f->relay) < 0)
+            break;
+    }
+    assert_true(relay_in_head(f->relay) >= 100);
+    check_in(f->relay, 0, relay_in_head(f->relay));
+}
+
+/* -- files that nobody should have written -- */
 
 static void expect_refusal(struct fixture *f, int code)
 {
@@ -452,7 +559,8 @@ static const struct {
     CASE(magic, 0, -ENODATA),
     CASE(major, 0, -EBADMSG),
     CASE(major, 1, -EBADMSG),
-    CASE(major, 3, -EPROTONOSUPPORT),
+    CASE(major, 2, -EBADMSG),
+    CASE(major, RELAY_FILE_MAJOR + 1, -EPROTONOSUPPORT),
     CASE(major, UINT32_MAX, -EPROTONOSUPPORT),
     CASE(header_size, 8, -EBADMSG),
     CASE(header_size, UINT32_MAX, -EBADMSG),
@@ -460,11 +568,13 @@ static const struct {
     CASE(ring_size, RING + 1, -EBADMSG),
     CASE(ring_size, RING * 2, -EBADMSG), /* not the file's size */
     CASE(ring_size, 1U << 31, -EBADMSG),
-    CASE(in_base, 0, -EBADMSG),
-    CASE(in_base, RELAY_PEEK_TOP - 5001, -EBADMSG),
     CASE(in_base, UINT64_MAX, -EBADMSG),
-    CASE(in_base, RELAY_PEEK_TOP + RING + 1, -EBADMSG),
-    CASE(in_base_next, UINT64_MAX, 0), /* not at the top: it never happened */
+    CASE(in_base, RELAY_OFFSET_MAX, -EBADMSG),
+    CASE(in_base, RING + 1 - 5000, -EBADMSG),
+    CASE(in_taking, 5000, 0), /* it died before the first recv */
+    CASE(in_taking, 4999, -EBADMSG),
+    CASE(in_taking, RING + 1, -EBADMSG),
+    CASE(in_taking, UINT64_MAX, -EBADMSG),
     CASE(in_tail, 5001, -EBADMSG),
     CASE(in_tail, UINT64_MAX, -EBADMSG),
     CASE(in_eof, 2, -EBADMSG),
@@ -685,7 +795,12 @@ int main(void)
         cmocka_unit_test_setup_teardown(broken_peer, setup, teardown),
         cmocka_unit_test_setup_teardown(reset_peer, setup, teardown),
         cmocka_unit_test_setup_teardown(trim_gives_blocks_back, setup, teardown),
-        cmocka_unit_test_setup_teardown(base_moves_on, setup, teardown),
+        cmocka_unit_test_setup_teardown(what_is_read_is_taken_later, setup, teardown),
+        cmocka_unit_test_setup_teardown(much_is_taken, setup, teardown),
+        cmocka_unit_test_setup_teardown(death_while_taking, setup, teardown),
+        cmocka_unit_test_setup_teardown(what_somebody_else_took_breaks_the_connection, setup,
+                                        teardown),
+        cmocka_unit_test_setup_teardown(an_out_of_band_byte, setup, teardown),
         cmocka_unit_test_setup_teardown(hostile_files_are_refused, setup, teardown),
         cmocka_unit_test_setup_teardown(a_newer_minor_version_keeps_its_fields, setup, teardown),
         cmocka_unit_test_setup_teardown(a_newer_major_version_is_seen, setup, teardown),

@@ -7,6 +7,7 @@
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
+#include <sys/ioctl.h>
 
 #include "base/fs.h"
 #include "relay/pump.h"
@@ -286,6 +287,91 @@ static void test_pump_reads_behind_its_answer(void **state)
     assert_int_equal(uv_loop_close(&loop), 0);
 }
 
+static int in_socket(const struct end *e)
+{
+    int n = -1;
+    assert_int_equal(ioctl(relay_socket(e->relay), FIONREAD, &n), 0);
+    return n;
+}
+
+/* Bytes are sent on first, then taken out of the socket, which wakes whoever wrote them; and they are
+ * out of it before the loop waits, or it would not. */
+static void test_pump_takes_behind_its_callbacks(void **state)
+{
+    uv_loop_t loop;
+    uv_loop_init(&loop);
+    struct end *e = end_new(&loop, "f");
+    assert_int_equal(write(e->app, "hello", 5), 5);
+    while (e->readies == 0)
+        uv_run(&loop, UV_RUN_NOWAIT);
+    assert_int_equal(in_socket(e), 5);
+    assert_int_equal(relay_in_untaken(e->relay), 5);
+    unsigned readies = e->readies;
+    uv_run(&loop, UV_RUN_NOWAIT);
+    uv_run(&loop, UV_RUN_NOWAIT);
+    assert_int_equal(in_socket(e), 0);
+    assert_int_equal(relay_in_untaken(e->relay), 0);
+    assert_int_equal(relay_in_head(e->relay), 5);
+    assert_int_equal(e->readies, readies);
+    end_free(e);
+    spin(&loop, 5);
+    assert_int_equal(uv_loop_close(&loop), 0);
+}
+
+/* A socket that is closed with unread bytes in it is a reset to the peer. */
+static void test_pump_stop_leaves_nothing_in_the_socket(void **state)
+{
+    uv_loop_t loop;
+    char byte;
+    uv_loop_init(&loop);
+    struct end *e = end_new(&loop, "g");
+    assert_int_equal(write(e->app, "hello", 5), 5);
+    while (e->readies == 0)
+        uv_run(&loop, UV_RUN_NOWAIT);
+    assert_int_equal(in_socket(e), 5);
+    int app = TAKE_FD(e->app);
+    end_free(e);
+    assert_int_equal(read(app, &byte, 1), 0);
+    close(app);
+    spin(&loop, 5);
+    assert_int_equal(uv_loop_close(&loop), 0);
+}
+
+/* The predecessor died between the two. */
+static void test_pump_takes_what_a_predecessor_read(void **state)
+{
+    uv_loop_t loop;
+    uv_loop_init(&loop);
+    struct end *e = end_new(&loop, "h");
+    struct err err = ERR_INIT;
+    struct relay *other;
+    int pair[2];
+    assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair), 0);
+    assert_int_equal(relay_create(work_dir, "i", fcntl(pair[0], F_DUPFD_CLOEXEC, 0),
+                                  RELAY_RING_DEFAULT, &other, &err),
+                     0);
+    assert_int_equal(write(pair[1], "hello", 5), 5);
+    assert_int_equal(relay_in_read(other, SIZE_MAX), 5);
+    relay_close(other);
+    pump_stop(e->pump);
+    relay_close(e->relay);
+    assert_int_equal(relay_recover(work_dir, "i", pair[0], &e->relay, &err), 0);
+    assert_int_equal(unlinkat(work_dir, "i", 0), 0);
+    assert_int_equal(in_socket(e), 5);
+    assert_int_equal(pump_start(&loop, e->relay, &pump_callbacks, e, &e->pump, &err), 0);
+    uv_run(&loop, UV_RUN_NOWAIT);
+    assert_int_equal(in_socket(e), 0);
+    assert_int_equal(relay_in_head(e->relay), 5);
+    assert_int_equal(write(pair[1], "again", 5), 5);
+    spin(&loop, 5);
+    assert_int_equal(relay_in_head(e->relay), 10);
+    assert_int_equal(in_socket(e), 0);
+    end_free(e);
+    close(pair[1]);
+    spin(&loop, 5);
+    assert_int_equal(uv_loop_close(&loop), 0);
+}
+
 static void test_pump_limit(void **state)
 {
     uv_loop_t loop;
@@ -437,6 +523,9 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_pump_reads_and_writes),
         cmocka_unit_test(test_pump_last_bytes),
+        cmocka_unit_test(test_pump_takes_behind_its_callbacks),
+        cmocka_unit_test(test_pump_stop_leaves_nothing_in_the_socket),
+        cmocka_unit_test(test_pump_takes_what_a_predecessor_read),
         cmocka_unit_test(test_pump_limit),
         cmocka_unit_test(test_pump_reads_behind_its_answer),
         cmocka_unit_test(test_whole_way),
