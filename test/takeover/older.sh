@@ -7,9 +7,9 @@
 # source archive); 1 instead with STRICT=1.
 set -eu
 
-# The first whose jobs leave the pods' networks alone during a take-over. Raised only when it does not
+# The first with format 3 of the relay's files. Raised only when it cannot take over, or does not
 # build any more.
-commit=4aed0ae30871d43e1e37540e5b45ba64dabd6b89
+commit=712a025fcdc1ac82c432b4c39c73b608e1f6561b
 dir=$1
 cd "$(dirname "$0")/../.."
 
