@@ -2,17 +2,17 @@
 /*
  * A relay on the loop.
  *
- * Model: run() does what can be done now: flush the out ring, read into the in ring. It is
- * called when the socket polls ready and, behind the poll, once for any number of kicks; so bytes
- * that arrive in many small commits leave in one write, and no callback ever comes from inside a
- * kick. A kick with nothing to flush, and none of our side in the way of reading, is no turn of the
- * loop: each message would cost a second one. What was read is taken out of the socket right before
- * the next poll, when it has been sent on (relay.c says why). Behind a flush it reads without being told to: the
- * kernel runs a peer at once that was woken on this processor, so the next request often lies there
- * when the answer's write returns, and a turn of the loop is saved. Which readiness is polled for
- * follows from the last attempt: READABLE unless reading is blocked by our side (ring full, the
- * owner's limit, no disk blocks: then a kick or the timer tries again), WRITABLE while the socket
- * takes no more.
+ * Model: run() does what can be done now: flush the out ring, read into the in ring. It is called
+ * when the socket polls ready and, behind the poll, once for any number of kicks; so bytes that
+ * arrive in many small commits leave in one write, and no callback ever comes from inside a kick.
+ * A kick with nothing to flush, and none of our side in the way of reading, is no turn of the loop:
+ * each message would cost a second one. What was read is taken out of the socket right before the
+ * next poll, when it has been sent on (relay.c says why). Behind a flush it reads without being
+ * told to: the kernel runs a peer at once that was woken on this processor, so the next request
+ * often lies there when the answer's write returns, and a turn of the loop is saved. Which readiness
+ * is polled for follows from the last attempt: READABLE unless reading is blocked by our side (ring
+ * full, the owner's limit, no disk blocks: then a kick or the timer tries again), WRITABLE while the
+ * socket takes no more.
  *
  * The end: libuv has no event for POLLHUP alone, but reports it as any event that was asked for.
  * PRIORITIZED never happens on a unix socket, so it is always asked for and means "look": poll(2)

@@ -30,6 +30,7 @@ struct pump_ops {
  * inside a pump_ function. */
 int pump_start(uv_loop_t *loop, struct relay *relay, const struct pump_ops *ops, void *owner,
                struct pump **ret, struct err *err);
-void pump_stop(
-    struct pump *p); /* closes the handle asynchronously; the relay may be closed at once */
+/* Takes what was read out of the socket; closes the handles asynchronously. The relay may be closed at
+ * once, not before. */
+void pump_stop(struct pump *p);
 void pump_kick(struct pump *p); /* bytes were committed to out, or in was acknowledged */
