@@ -15,10 +15,12 @@
  * socket takes no more.
  *
  * The end: libuv has no event for POLLHUP alone, but reports it as any event that was asked for.
- * PRIORITIZED never happens on a unix socket, so it is always asked for and means "look": poll(2)
- * then tells whether both directions are closed. A socket in that state would be ready for ever;
- * so from there on it is not polled, and reading goes on by itself until the peer's last byte is
- * in the ring. `broken` comes behind that byte, also when writing has failed long before.
+ * PRIORITIZED is always asked for and means "look": poll(2) then tells whether both directions are
+ * closed. A socket in that state would be ready for ever; so from there on it is not polled, and
+ * reading goes on by itself until the peer's last byte is in the ring. `broken` comes behind that
+ * byte, also when writing has failed long before. What else is PRIORITIZED is an out-of-band byte
+ * (from Linux 5.15 on): no peek reads it, the socket would be ready as long as it lies there, and no
+ * peer of ours sends one. That is the end at once.
  *
  * Callbacks may stop the pump: behind each, `stopped` is looked at. The memory goes with the last
  * handle.
@@ -147,11 +149,16 @@ static void take_soon(struct pump *p)
         uv_prepare_start(&p->take, on_take);
 }
 
+static int look(struct pump *p)
+{
+    struct pollfd fd = {.fd = relay_socket(p->relay), .events = POLLPRI};
+    return poll(&fd, 1, 0) > 0 ? fd.revents : 0;
+}
+
 /* Both directions closed, or an error that recv will tell. */
 static bool look_hung_up(struct pump *p)
 {
-    struct pollfd fd = {.fd = relay_socket(p->relay)};
-    return poll(&fd, 1, 0) > 0 && (fd.revents & (POLLHUP | POLLERR));
+    return look(p) & (POLLHUP | POLLERR);
 }
 
 /* Whether bytes have left. */
@@ -232,7 +239,12 @@ static void on_poll(uv_poll_t *poll, int status, int events)
     if (status < 0)
         p->events = 0; /* libuv has stopped it */
     if (status < 0 || (events & UV_PRIORITIZED)) {
-        p->hung_up = look_hung_up(p);
+        int seen = look(p);
+        p->hung_up = seen & (POLLHUP | POLLERR);
+        if (!p->hung_up && (seen & POLLPRI)) {
+            break_off(p, -EPROTO);
+            return;
+        }
         if (p->hung_up)
             poll_for(p, 0);
         else

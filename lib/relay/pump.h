@@ -7,7 +7,8 @@
  * POLLHUP (both directions closed) is the end of the connection. `broken` comes only when all that
  * the peer had sent before is in the in ring (a last answer must not be lost: where the ring is
  * full, reading goes on after each relay_in_ack and kick, without polling meanwhile). After
- * `broken` the pump is idle and the owner is expected to stop it and close the relay.
+ * `broken` the pump is idle and the owner is expected to stop it and close the relay. A peer that
+ * sends an out-of-band byte is cut off at once (-EPROTO).
  */
 #pragma once
 

@@ -372,6 +372,24 @@ static void test_pump_takes_what_a_predecessor_read(void **state)
     assert_int_equal(uv_loop_close(&loop), 0);
 }
 
+/* It would keep the socket ready, and the loop running, for as long as the peer likes. */
+static void test_pump_cuts_off_out_of_band_bytes(void **state)
+{
+    uv_loop_t loop;
+    uv_loop_init(&loop);
+    struct end *e = end_new(&loop, "k");
+    assert_int_equal(write(e->app, "hello", 5), 5);
+    spin(&loop, 5);
+    bool can = send(e->app, "!", 1, MSG_OOB | MSG_NOSIGNAL) == 1; /* since Linux 5.15 */
+    spin(&loop, 5);
+    assert_int_equal(relay_in_head(e->relay), 5);
+    assert_int_equal(e->broken, can);
+    assert_int_equal(e->error, can ? -EPROTO : 0);
+    end_free(e);
+    spin(&loop, 5);
+    assert_int_equal(uv_loop_close(&loop), 0);
+}
+
 static void test_pump_limit(void **state)
 {
     uv_loop_t loop;
@@ -526,6 +544,7 @@ int main(void)
         cmocka_unit_test(test_pump_takes_behind_its_callbacks),
         cmocka_unit_test(test_pump_stop_leaves_nothing_in_the_socket),
         cmocka_unit_test(test_pump_takes_what_a_predecessor_read),
+        cmocka_unit_test(test_pump_cuts_off_out_of_band_bytes),
         cmocka_unit_test(test_pump_limit),
         cmocka_unit_test(test_pump_reads_behind_its_answer),
         cmocka_unit_test(test_whole_way),
