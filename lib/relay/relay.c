@@ -21,7 +21,8 @@
  * was received in in_taking, which is the answer as long as it is not 0; then we take all there is,
  * store the same in in_base, and clear in_taking. Our own bytes between the peer's
  * (relay_in_inject) go into the ring first and count by one store to in_base, which keeps (1).
- * An out-of-band byte is not in the stream and is not wanted here: such a connection may break.
+ * An out-of-band byte is not in the stream and is not wanted here: such a connection may break, and
+ * the pump ends it.
  *
  * Out (ring to socket). A socket does not say how much was written to it, but sendmmsg(2) does: its
  * result is the number of messages, and how many bytes of each were taken it writes into msg_len of
@@ -564,7 +565,9 @@ int relay_in_inject(struct relay *r, const void *data, size_t len)
     if (ret < 0)
         return ret;
     ring_put(&r->in, r->in_head, data, len);
-    store(&r->file->in_base, r->file->in_base + len);
+    /* The one that counts: a take that failed has left in_taking. */
+    uint64_t *received = r->file->in_taking != 0 ? &r->file->in_taking : &r->file->in_base;
+    store(received, *received + len);
     r->in_head += len;
     return 0;
 }

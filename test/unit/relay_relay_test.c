@@ -508,8 +508,9 @@ static void what_somebody_else_took_breaks_the_connection(void **state)
     assert_int_equal(relay_in_read(f->relay, SIZE_MAX), 100);
     assert_int_equal(recv(f->kept, bin, sizeof(bin), 0), 100);
     assert_int_equal(relay_in_take(f->relay), -EIO);
+    assert_int_equal(relay_in_inject(f->relay, "inject", 6), 0);
     restart(f);
-    assert_int_equal(relay_in_head(f->relay), 100);
+    assert_int_equal(relay_in_head(f->relay), 106);
     assert_int_equal(setsockopt(f->kept, SOL_SOCKET, SO_PEEK_OFF, &off, sizeof(off)), 0);
     close(TAKE_FD(f->peer));
     restart(f);
