@@ -743,10 +743,11 @@ static void server_again(uv_timer_t *timer);
 static void conn_event(uv_poll_t *poll_handle, int status, int events)
 {
     struct conn *conn = container_of(poll_handle, struct conn, poll);
-    (void)events;
 
     if (status < 0)
         conn->events = 0; /* libuv has stopped the poll; the calls below see the error themselves */
+    if ((events & UV_PRIORITIZED) && !conn_hung_up(conn))
+        conn_break(conn); /* an out-of-band byte, which no peek reads: it would be ready for ever */
     conn_flush(conn);
     conn_serve(conn); /* frames that waited for room in the output */
     conn_read(conn);
@@ -777,7 +778,7 @@ static void server_again(uv_timer_t *timer)
         uv_timer_stop(timer);
 }
 
-/* UV_PRIORITIZED alone: nothing but hang-up and errors, which are always reported. */
+/* UV_PRIORITIZED alone: hang-up and errors, which are always reported, and an out-of-band byte. */
 static void conn_watch(struct conn *conn)
 {
     int events = UV_PRIORITIZED;

@@ -6,6 +6,7 @@ import os
 import pathlib
 import random
 import signal
+import socket
 import time
 
 import pytest
@@ -75,6 +76,18 @@ def test_a_call_that_waits_is_answered_by_the_successor(server):
             assert answer.stream == 3 and value_of(answer) == "behind it"
         assert value_of(answer) == "held"
         assert echo(waiting, "and it goes on", stream=5) == "and it goes on"
+
+
+def test_a_client_that_sends_an_out_of_band_byte_is_cut_off(server):
+    """No peek reads it: the server's loop would run for as long as it lies there."""
+    with Client(server.path) as client, Client(server.path) as other:
+        assert echo(client, "before") == "before"
+        try:
+            client.sock.send(b"!", socket.MSG_OOB)
+        except OSError:
+            return  # since Linux 5.15
+        assert client.closed_by_peer()
+        assert echo(other, "still served") == "still served"
 
 
 @pytest.mark.parametrize("cut", [1, 9, 10, 11, 30])
