@@ -238,6 +238,10 @@ static void on_poll(uv_poll_t *poll, int status, int events)
     struct pump *p = poll->data;
     if (status < 0)
         p->events = 0; /* libuv has stopped it */
+    if (relay_in_untaken(p->relay) > 0)
+        on_take(&p->take); /* more sockets are ready than libuv asks for at once: it polls again */
+    if (p->stopped || p->broken)
+        return;
     if (status < 0 || (events & UV_PRIORITIZED)) {
         int seen = look(p);
         p->hung_up = seen & (POLLHUP | POLLERR);

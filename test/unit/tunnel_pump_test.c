@@ -8,6 +8,7 @@
 #include <pthread.h>
 #include <signal.h>
 #include <sys/ioctl.h>
+#include <sys/resource.h>
 
 #include "base/fs.h"
 #include "relay/pump.h"
@@ -21,7 +22,7 @@ struct end { /* a relay with its pump, and the program's socket at its other sid
     int app;
     bool broken, gone, fin_received;
     int error;
-    unsigned readies, rooms;
+    unsigned readies, rooms, reads;
     size_t limit;
     const char *asks; /* by the program, when an answer is on its way to it */
 };
@@ -141,6 +142,7 @@ static void on_broken(void *p, int error)
 
 static size_t in_limit(void *p)
 {
+    ((struct end *)p)->reads++;
     return ((struct end *)p)->limit;
 }
 
@@ -372,6 +374,40 @@ static void test_pump_takes_what_a_predecessor_read(void **state)
     assert_int_equal(uv_loop_close(&loop), 0);
 }
 
+/* More at once than libuv asks for: it polls up to 48 times more before the next turn, and would find
+ * all of them again. */
+static void test_pump_many_at_once(void **state)
+{
+    enum { MANY = 1100 };
+    static struct end *ends[MANY];
+    unsigned reads = 0;
+    struct rlimit files;
+    uv_loop_t loop;
+    getrlimit(RLIMIT_NOFILE, &files);
+    files.rlim_cur = files.rlim_max;
+    setrlimit(RLIMIT_NOFILE, &files);
+    if (files.rlim_cur < 4 * MANY)
+        skip();
+    uv_loop_init(&loop);
+    for (int i = 0; i < MANY; i++)
+        ends[i] = end_new(&loop, "l");
+    spin(&loop, 5);
+    for (int i = 0; i < MANY; i++) {
+        ends[i]->reads = 0;
+        assert_int_equal(write(ends[i]->app, "hello", 5), 5);
+    }
+    uv_run(&loop, UV_RUN_NOWAIT);
+    uv_run(&loop, UV_RUN_NOWAIT);
+    for (int i = 0; i < MANY; i++) {
+        assert_int_equal(relay_in_head(ends[i]->relay), 5);
+        reads += ends[i]->reads;
+        end_free(ends[i]);
+    }
+    assert_true(reads <= 3 * MANY);
+    spin(&loop, 5);
+    assert_int_equal(uv_loop_close(&loop), 0);
+}
+
 /* It would keep the socket ready, and the loop running, for as long as the peer likes. */
 static void test_pump_cuts_off_out_of_band_bytes(void **state)
 {
@@ -544,6 +580,7 @@ int main(void)
         cmocka_unit_test(test_pump_takes_behind_its_callbacks),
         cmocka_unit_test(test_pump_stop_leaves_nothing_in_the_socket),
         cmocka_unit_test(test_pump_takes_what_a_predecessor_read),
+        cmocka_unit_test(test_pump_many_at_once),
         cmocka_unit_test(test_pump_cuts_off_out_of_band_bytes),
         cmocka_unit_test(test_pump_limit),
         cmocka_unit_test(test_pump_reads_behind_its_answer),
