@@ -535,6 +535,45 @@ static void an_out_of_band_byte(void **state)
     check_in(f->relay, 0, relay_in_head(f->relay));
 }
 
+/* They stop a read, and are dropped with the bytes that they came with. */
+static void descriptors_in_the_stream(void **state)
+{
+    struct fixture *f = *state;
+    uint8_t byte = pattern(100);
+    union {
+        struct cmsghdr head;
+        char data[CMSG_SPACE(sizeof(int))];
+    } control = {.head = {.cmsg_len = CMSG_LEN(sizeof(int)),
+                          .cmsg_level = SOL_SOCKET,
+                          .cmsg_type = SCM_RIGHTS}};
+    struct iovec iov = {&byte, 1};
+    struct msghdr msg = {.msg_iov = &iov,
+                         .msg_iovlen = 1,
+                         .msg_control = &control,
+                         .msg_controllen = sizeof(control)};
+    int p[2];
+
+    assert_int_equal(pipe2(p, O_CLOEXEC | O_NONBLOCK), 0);
+    memcpy(CMSG_DATA(&control.head), &p[1], sizeof(int));
+    send_pattern(f->peer, 0, 100);
+    assert_int_equal(sendmsg(f->peer, &msg, MSG_NOSIGNAL), 1);
+    send_pattern(f->peer, 101, 99);
+    close(p[1]);
+    int next = dup_of(p[0]);
+    close(next);
+    assert_int_equal(relay_in_read(f->relay, SIZE_MAX), 101);
+    assert_int_equal(relay_in_read(f->relay, SIZE_MAX), 99);
+    assert_int_equal(read(p[0], &byte, 1), -1);
+    assert_int_equal(relay_in_take(f->relay), 0);
+    expect_untaken(f, 0);
+    check_in(f->relay, 0, 200);
+    assert_int_equal(read(p[0], &byte, 1), 0); /* nobody has the other end */
+    int now = dup_of(p[0]);
+    assert_int_equal(now, next);
+    close(now);
+    close(p[0]);
+}
+
 /* -- files that nobody should have written -- */
 
 static void expect_refusal(struct fixture *f, int code)
@@ -802,6 +841,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(what_somebody_else_took_breaks_the_connection, setup,
                                         teardown),
         cmocka_unit_test_setup_teardown(an_out_of_band_byte, setup, teardown),
+        cmocka_unit_test_setup_teardown(descriptors_in_the_stream, setup, teardown),
         cmocka_unit_test_setup_teardown(hostile_files_are_refused, setup, teardown),
         cmocka_unit_test_setup_teardown(a_newer_minor_version_keeps_its_fields, setup, teardown),
         cmocka_unit_test_setup_teardown(a_newer_major_version_is_seen, setup, teardown),
