@@ -48,7 +48,8 @@
  *
  * Memory: after SIGKILL the shared mapping holds a prefix of our stores in program order (the
  * kernel is asked by another process, on whatever processor: death is a full barrier), so compiler
- * barriers suffice: store() below. One thread, and at most one system call between two stores.
+ * barriers suffice: store() below. One thread; of several system calls between two stores (reads,
+ * takes) the kernel's count says how far they came.
  *
  * Failures. A full file system is -ENOSPC from a read or from relay_out_space and nothing else:
  * every block is allocated before it is touched (ring.c), the peer's bytes wait in the socket, and

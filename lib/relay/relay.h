@@ -7,10 +7,9 @@
  *     socket <--send-- [out ring] <-- the tunnel      out: offsets of what we send the peer
  *
  * The state lies in a mapped file; the socket is also held by the keeper (or systemd), so that a new
- * process opens the same file on the same socket and goes on. One thread; every function does at
- * most one system call between two stores to the file. All functions are non-blocking. Offsets are
- * absolute stream positions from 0 and never wrap. Nobody else reads or peeks at the socket (that
- * would move SO_PEEK_OFF).
+ * process opens the same file on the same socket and goes on. One thread. All functions are
+ * non-blocking. Offsets are absolute stream positions from 0 and never wrap. Nobody else reads or
+ * peeks at the socket (that would move SO_PEEK_OFF).
  */
 #pragma once
 
