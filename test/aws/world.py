@@ -148,7 +148,8 @@ def error(code, message="told to", status=400):
 class Proxy:
     """rules: callables (exchange) -> None to pass it on, or (status, body[, headers]) to answer.
     before: callables (exchange) once no rule has answered and before moto hears of it.
-    after: callables (exchange) once moto has answered and before the client hears of it."""
+    after: callables (exchange) once moto has answered and before the client hears of it.
+    refuse() and listen(): nobody listens at the port for a while."""
 
     def __init__(self, moto_port):
         self.moto_port = moto_port
@@ -157,6 +158,7 @@ class Proxy:
         self.before = []
         self.after = []
         self.tokens = {}
+        self.listens = False
         self.lock = threading.Lock()
         self.token_lock = threading.Lock()
         proxy = self
@@ -174,6 +176,8 @@ class Proxy:
                 with proxy.lock:
                     proxy.exchanges.append(exchange)
                 try:
+                    if not proxy.listens:  # on a connection of before
+                        raise Drop
                     status, answer, *headers = proxy.answer(exchange)
                 except Drop:
                     self.close_connection = True
@@ -201,9 +205,23 @@ class Proxy:
             def handle_error(self, *_args):
                 pass
 
-        self.server = Server(("127.0.0.1", 0), Handler)
-        self.port = self.server.server_port
+        self.make_server = lambda: Server(("127.0.0.1", self.port), Handler)
+        # Keeps the port ours while nobody listens.
+        self.place = socket.socket()
+        self.place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.place.bind(("127.0.0.1", 0))
+        self.port = self.place.getsockname()[1]
+        self.listen()
+
+    def listen(self):
+        self.server = self.make_server()
+        self.listens = True
         threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
+
+    def refuse(self):
+        self.listens = False
+        self.server.shutdown()
+        self.server.server_close()
 
     def answer(self, exchange):
         for rule in list(self.rules):
@@ -253,8 +271,9 @@ class Proxy:
             return [e for e in self.exchanges if e.action == action]
 
     def stop(self):
-        self.server.shutdown()
-        self.server.server_close()
+        if self.listens:
+            self.refuse()
+        self.place.close()
 
 
 # -- IMDS --

@@ -8,6 +8,7 @@ import pathlib
 import re
 import shutil
 import sys
+import threading
 import time
 
 TEST = pathlib.Path(__file__).resolve().parent.parent
@@ -21,9 +22,13 @@ def seconds(duration):
 class Local:
     """The registry of the local provider is its cloud."""
 
+    # How the cloud's services may be out of reach, and how many looks in vain a test waits for.
+    OUTAGES = {"fails": 3}
+
     def __init__(self, directory):
         self.registry = directory / "cloud"
         self.vm_logs = directory / "vm-logs"
+        self.more_flags = directory / "more-flags"  # a test's own program reads them
 
     def flags(self, flags):
         return ["-local-registry-dir", self.registry, "-vm-log-dir", self.vm_logs, *flags]
@@ -53,6 +58,19 @@ class Local:
         for instance in (self.registry / "instances").iterdir():
             shutil.rmtree(instance)
 
+    def begin_outage(self, _how):
+        """For the daemons that are started from now on."""
+        self.more_flags.write_text("-fail-list -fail-create before -fail-deletes 1000000")
+
+    def asked_in_vain(self, log, _sandbox):
+        """How often the daemon has looked, and how often it has tried to delete."""
+        return log.count("reconciling with the provider: -fail-list"), log.count("-fail-deletes: ")
+
+    def end_outage(self):
+        """False: a daemon that runs does not see it."""
+        self.more_flags.unlink()
+        return False
+
     def stop(self):
         pass
 
@@ -60,6 +78,9 @@ class Local:
 class Aws:
     """moto behind the proxy of test/aws, whose instances run (test/cloud-boot). What the local provider
     does by options of its own is done to the requests here."""
+
+    # A look goes on for half a minute: these are tries of one.
+    OUTAGES = {"refuses": 2, "is silent": 1}
 
     def __init__(self, directory):
         for name in ("aws", "cloud-boot"):
@@ -73,6 +94,7 @@ class Aws:
         self.boot = cloud_boot.CloudBoot(ec2_cloud.Ec2Cloud(self.world), directory / "vms",
                                          self.vm_logs)
         self.guest_dir = self.boot.guest_dir
+        self.outage, self.over, self.held = "", threading.Event(), []
         self.be_good()
         self.world.proxy.rules.append(self.rule)
 
@@ -84,6 +106,9 @@ class Aws:
 
     def rule(self, exchange):
         import world
+        if self.outage:
+            self.held.append(exchange)
+            self.over.wait()
         if exchange.action == "TerminateInstances":
             if self.fail_deletes > 0:
                 self.fail_deletes -= 1
@@ -143,6 +168,30 @@ class Aws:
 
     def lose_instances(self):
         self.world.ec2.terminate_instances(InstanceIds=self.instances())
+
+    def begin_outage(self, how):
+        """Of EC2 alone: the metadata service is the node's own."""
+        self.outage, self.held = how, []
+        self.over.clear()
+        if how == "refuses":
+            self.world.proxy.refuse()
+
+    def asked_in_vain(self, log, sandbox):
+        if self.outage == "refuses":  # said of every try that is followed by a second or more
+            asked = [line for line in log.splitlines() if "Connection refused" in line and
+                     f" port {self.world.proxy.port} " in line]
+            deletions = sum(f"sandbox={sandbox}" in line for line in asked)
+        else:
+            asked = list(self.held)
+            deletions = sum(sandbox in e.form.values() for e in asked)
+        return len(asked) - deletions, deletions
+
+    def end_outage(self):
+        if self.outage == "refuses":
+            self.world.proxy.listen()
+        self.outage = ""
+        self.over.set()
+        return True
 
     def stop(self):
         """Where no instance is left, nothing of one is: volumes, interfaces, addresses."""

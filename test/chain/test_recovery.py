@@ -10,10 +10,11 @@ import socket
 import subprocess
 import time
 
+import clouds
 import pytest
 import ttrpc
 from conftest import BIN, wait_for
-from node import AGENT, HEALTH, HYPERVISOR, SANDBOX, agent_command, annotations, check_world, comm, \
+from node import AGENT, HEALTH, HYPERVISOR, SANDBOX, Node, agent_command, annotations, check_world, comm, \
     create_request, wrapped_guest
 from ttrpc import Client, message
 
@@ -171,29 +172,38 @@ def test_a_full_disk_does_not_end_the_pods(node_with, short_dir):
     node.wait_gone()
 
 
-def test_the_provider_cannot_be_reached_at_start(node_with, short_dir):
+@pytest.mark.every_provider
+@pytest.mark.parametrize("how", clouds.CLOUDS[Node.provider].OUTAGES)
+def test_the_provider_cannot_be_reached_at_start(node_with, short_dir, how):
     """Pods run on, StopVM is answered, and what it asks for is done when the provider is back."""
-    place, more = short_dir / "bin", short_dir / "more"
+    place = short_dir / "bin"
     place.mkdir()
-    more.write_text("")
     shutil.copy(BIN / "peerpod-keeper", place)
     script = place / "cloud-api-adaptor"
-    script.write_text(f'#!/bin/sh\nexec {BIN.resolve()}/cloud-api-adaptor "$@" $(cat {more})\n')
+    script.write_text(f'#!/bin/sh\nexec {BIN.resolve()}/cloud-api-adaptor "$@" '
+                      f'$(cat {short_dir}/more-flags 2>/dev/null)\n')
     script.chmod(0o755)
     node = node_with("-reconcile-interval", "300ms", adaptor=script)
+    cloud = node.cloud
+
+    def in_vain():
+        return cloud.asked_in_vain(node.log(), SANDBOX)
+
     with Client(node.run_pod(), timeout=10) as agent:
         check(agent)
-        more.write_text("-fail-list -fail-create before -fail-deletes 1000000")
-        kill(node)
-        wait_for(lambda: node.log().count("reconciling with the provider: -fail-list") > 2)
+        os.kill(node.program.pid, signal.SIGSTOP)  # the keeper: the next one starts in the outage
+        os.kill(node.daemon_pid(), signal.SIGKILL)
+        cloud.begin_outage(how)
+        os.kill(node.program.pid, signal.SIGCONT)
+        wait_for(lambda: in_vain()[0] >= cloud.OUTAGES[how])
         check(agent)
         assert node.stop_vm().code == ttrpc.OK
         assert agent.closed_by_peer()
-    wait_for(lambda: "-fail-deletes" in node.record()["last_error"] or "-fail-deletes" in node.log())
+    wait_for(lambda: in_vain()[1])
     assert node.record()["state"] == "deleting" and node.instances()
-    more.write_text("")
-    kill(node)
-    node.wait_gone()
+    if not cloud.end_outage():
+        kill(node)
+    node.wait_gone(seconds=30)
 
 
 # -- the end that is asked for --
